@@ -1,0 +1,4 @@
+//! Consumers take the set: formats and files.
+
+pub mod file;
+pub mod format;

@@ -1,0 +1,56 @@
+//! greenlane: a DNS forwarder that keeps a firewall's TLS-inspection bypass exact.
+//!
+//! Clients ask it instead of their resolver. It forwards each question, tags every answer whose name lies under a
+//! bypass trigger, learns the addresses in that answer into a set, and exports the set to the inspection firewall.
+//! The modules stand in the order in which data flows:
+//!
+//! ```text
+//!  UDP, TCP ─▶ listen ─▶ pipeline::try_answer ─ hit ─▶ wire::finish ─▶ client
+//!                              └─ miss ─▶ pipeline::resolve
+//!                                           ├─ policy     names answered at home
+//!                                           ├─ cache      equal questions share one exchange
+//!                                           ├─ forward    ask an upstream
+//!                                           ├─ catalogue  match the name ─▶ tag
+//!                                           └─ learn      admit addresses ─▶ the one writer ─▶ set
+//!                                                                               set ─▶ export, web ─▶ firewalls
+//! ```
+//!
+//! # Who may import whom
+//! Layers, lower ones never import higher ones (`tests/it/layers.rs` holds us to it):
+//!
+//! ```text
+//! 0  name, prefix, source, clock, metrics, wire   nothing of ours but each other
+//! 1  catalogue                              layer 0
+//! 2  cache, forward                         wire, name, clock, metrics
+//!    set                                    name, prefix, clock, metrics, catalogue's Tag
+//! 3  learn                                  set, catalogue, wire, name, prefix, clock, metrics
+//!    export                                 set, catalogue, name, prefix, clock, metrics
+//!    policy                                 catalogue, wire, name, prefix
+//! 4  pipeline                               policy, cache, forward, catalogue, learn, wire, clock, metrics
+//!    web                                    export, set, catalogue, learn's read side, metrics
+//! 5  listen                                 pipeline, wire, metrics
+//! 6  config                                 source, prefix, name, and the `Options` that each part defines
+//! 7  daemon, cli, main                      everything
+//! ```
+
+pub mod clock;
+pub mod metrics;
+pub mod name;
+pub mod prefix;
+pub mod source;
+pub mod wire;
+
+pub mod catalogue;
+
+pub mod cache;
+pub mod forward;
+pub mod set;
+
+pub mod export;
+pub mod learn;
+
+pub mod web;
+
+pub mod listen;
+
+pub mod config;

@@ -1,0 +1,35 @@
+//! Which client prefixes may ask.
+
+use std::net::IpAddr;
+
+use crate::prefix::Prefix;
+
+/// The private ranges and loopback that may ask when nothing else is configured (RFC 1918, 4193, 6598, 3927, 4291).
+pub const ALLOWED_BY_DEFAULT: [&str; 9] = [
+    "127.0.0.0/8",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "169.254.0.0/16",
+    "::1/128",
+    "fc00::/7",
+    "fe80::/10",
+];
+
+/// The client prefixes that are answered.
+#[derive(Clone, Debug)]
+pub struct Access(Vec<Prefix>);
+
+impl Access {
+    /// Takes the prefixes that may ask.
+    pub fn new(allow: Vec<Prefix>) -> Self {
+        Self(allow)
+    }
+
+    /// Returns whether `client` may ask; an IPv4-mapped address counts as its IPv4 address.
+    pub fn allows(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        self.0.iter().any(|prefix| prefix.contains(client))
+    }
+}

@@ -1,0 +1,1 @@
+//! The learned set: sightings, snapshots, serials, deltas.

@@ -1,0 +1,1 @@
+//! DNS messages as bytes: read in place, walked once, finished per client. No I/O.
