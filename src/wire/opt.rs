@@ -1,0 +1,260 @@
+//! EDNS (RFC 6891): what a client's OPT says, the OPT we send, extended errors (RFC 8914) and the tag.
+//!
+//! An OPT belongs to one hop. The client's is reduced to [`Edns`], the upstream's to its upper rcode bits and its
+//! [`Ede`]s; ours is written anew for each reply and carries nothing but EDEs and the [`TagOption`]. No other option
+//! passes in either direction: not cookies, not client subnets, and never a local-use code, or an upstream could
+//! fake our tag.
+
+use super::rtype;
+
+/// The UDP size that we advertise and never go beyond: fits one unfragmented packet on every usual path.
+pub const UDP_SIZE: u16 = 1232;
+
+/// How many EDEs of an upstream are kept.
+pub const EDES_MAX: usize = 3;
+
+/// The most octets of text an EDE passes on.
+pub(super) const EDE_TEXT_LEN_MAX: usize = 64;
+
+/// The most octets of text in the tag option, and in the EDE that shows it.
+pub const TAG_TEXT_LEN_MAX: usize = 128;
+
+/// Octets of an OPT without options: root name, type, size, rcode and flags, length.
+pub(super) const OPT_LEN: usize = 11;
+
+/// Octets of an EDE option without text: code, length, INFO-CODE.
+pub(super) const EDE_LEN: usize = 6;
+
+/// The EDE option code (RFC 8914 §2).
+const EDE_CODE: u16 = 15;
+
+/// What matters of a client's OPT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edns {
+    /// The largest UDP reply the client takes; values below 512 are raised to it (RFC 6891 §6.2.3).
+    pub udp_size: u16,
+    /// The client wants DNSSEC records (RFC 3225).
+    pub dnssec_ok: bool,
+}
+
+/// An OPT's fixed fields as read from a message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OptFields {
+    pub(super) edns: Edns,
+    /// The upper eight bits of the rcode.
+    pub(super) rcode_high: u8,
+    pub(super) version: u8,
+}
+
+impl OptFields {
+    /// Takes them from where an ordinary record has its class and TTL (RFC 6891 §6.1.2).
+    pub(super) fn from_class_and_ttl(class: u16, ttl: u32) -> Self {
+        let [rcode_high, version, flags, _] = ttl.to_be_bytes();
+        let edns = Edns { udp_size: class.max(512), dnssec_ok: flags & 0x80 != 0 };
+        Self { edns, rcode_high, version }
+    }
+}
+
+/// Goes through the options of an OPT: code and value each.
+pub(super) struct Options<'a>(&'a [u8]);
+
+impl<'a> Options<'a> {
+    pub(super) fn new(rdata: &'a [u8]) -> Self {
+        Self(rdata)
+    }
+
+    /// Returns whether every option ends inside the RDATA.
+    pub(super) fn are_whole(rdata: &'a [u8]) -> bool {
+        Self(rdata).all(|option| option.is_some())
+    }
+}
+
+/// Yields `None` once, as the last item, if an option runs past the end.
+impl<'a> Iterator for Options<'a> {
+    type Item = Option<(u16, &'a [u8])>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let whole = self.0.split_at_checked(4).and_then(|(head, rest)| {
+            let code = u16::from_be_bytes([head[0], head[1]]);
+            let len = u16::from_be_bytes([head[2], head[3]]);
+            let (value, rest) = rest.split_at_checked(usize::from(len))?;
+            Some((code, value, rest))
+        });
+        self.0 = whole.map_or(&[], |(_, _, rest)| rest);
+        Some(whole.map(|(code, value, _)| (code, value)))
+    }
+}
+
+/// An extended DNS error (RFC 8914).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ede {
+    /// INFO-CODE.
+    pub code: u16,
+    /// EXTRA-TEXT; may be empty, at most 64 octets are passed on.
+    pub text: Box<str>,
+}
+
+impl Ede {
+    /// Makes an error whose text is cut to 64 octets.
+    pub fn new(code: u16, text: &str) -> Self {
+        Self { code, text: cut(text, EDE_TEXT_LEN_MAX).into() }
+    }
+
+    /// Reads an option's value as an upstream sent it; `None` if it is too short to hold a code.
+    ///
+    /// Text that is not UTF-8 is dropped (RFC 8914 §2 demands UTF-8), and so is any text of code 0: that is how our
+    /// tag looks.
+    fn from_upstream(value: &[u8]) -> Option<Self> {
+        let (code, text) = value.split_at_checked(2)?;
+        let code = u16::from_be_bytes([code[0], code[1]]);
+        let text = if code == super::ede::OTHER { "" } else { std::str::from_utf8(text).unwrap_or("") };
+        // The text may be null-terminated (RFC 8914 §2).
+        Some(Self::new(code, text.trim_end_matches('\0')))
+    }
+
+    /// Returns how many octets the option takes.
+    pub(super) fn option_len(&self) -> usize {
+        EDE_LEN + self.shown().len()
+    }
+
+    /// Appends the option, with or without its text.
+    pub(super) fn write(&self, out: &mut Vec<u8>, with_text: bool) {
+        write_ede(out, self.code, if with_text { self.shown() } else { "" });
+    }
+
+    /// Returns the text as far as it is passed on; the field is public and may hold more.
+    fn shown(&self) -> &str {
+        cut(&self.text, EDE_TEXT_LEN_MAX)
+    }
+}
+
+/// Collects the EDEs of an upstream's OPT, the first [`EDES_MAX`] of them.
+pub(super) fn edes_of_upstream(rdata: &[u8]) -> Vec<Ede> {
+    Options::new(rdata)
+        .flatten()
+        .filter(|(code, _)| *code == EDE_CODE)
+        .filter_map(|(_, value)| Ede::from_upstream(value))
+        .take(EDES_MAX)
+        .collect()
+}
+
+/// Appends our OPT up to where its options start; `options_len` octets of them must follow.
+///
+/// DO is echoed (RFC 3225 §3), the version is 0, and the upper bits of `rcode` stand here.
+pub(super) fn write_opt_head(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, options_len: usize) {
+    let [_, option_type] = rtype::OPT.to_be_bytes();
+    let [size_high, size_low] = UDP_SIZE.to_be_bytes();
+    let rcode_high = (rcode >> 4) as u8;
+    let flags = if dnssec_ok { 0x80 } else { 0 };
+    // The options are bounded by the message they were fitted into.
+    let [len_high, len_low] = (options_len as u16).to_be_bytes();
+    out.extend_from_slice(&[0, 0, option_type, size_high, size_low, rcode_high, 0, flags, 0, len_high, len_low]);
+}
+
+/// What a tag says, before it is bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TagText<'a> {
+    /// The id of the app with the most specific trigger.
+    pub app: &'a str,
+    /// That trigger, as its list writes it.
+    pub trigger: &'a str,
+    /// Further apps that said yes.
+    pub also: &'a [&'a str],
+}
+
+impl TagText<'_> {
+    /// Returns `app=<id>;match=<trigger>[;also=<id>,…]`, at most [`TAG_TEXT_LEN_MAX`] octets.
+    ///
+    /// What is too long loses `match` first, then the last further apps; an id longer than the bound is cut.
+    pub fn to_text(&self) -> String {
+        let with_match = self.assemble(true, self.also.len());
+        if with_match.len() <= TAG_TEXT_LEN_MAX {
+            return with_match;
+        }
+        let fitting = (0..=self.also.len())
+            .rev()
+            .map(|also_count| self.assemble(false, also_count))
+            .find(|text| text.len() <= TAG_TEXT_LEN_MAX);
+        fitting.unwrap_or_else(|| cut(&self.assemble(false, 0), TAG_TEXT_LEN_MAX).to_owned())
+    }
+
+    fn assemble(&self, with_match: bool, also_count: usize) -> String {
+        let mut text = format!("app={}", self.app);
+        if with_match {
+            text.push_str(";match=");
+            text.push_str(self.trigger);
+        }
+        for (i, id) in self.also.iter().take(also_count).enumerate() {
+            text.push_str(if i == 0 { ";also=" } else { "," });
+            text.push_str(id);
+        }
+        text
+    }
+
+    /// Returns `bypass <id> (<trigger>)`, without the trigger if that would be too long.
+    fn ede_text(&self) -> String {
+        let whole = format!("bypass {} ({})", self.app, self.trigger);
+        if whole.len() <= TAG_TEXT_LEN_MAX {
+            return whole;
+        }
+        cut(&format!("bypass {}", self.app), TAG_TEXT_LEN_MAX).to_owned()
+    }
+}
+
+/// The option and the EDE of one tag, as bytes made once per catalogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagOption {
+    option: Box<[u8]>,
+    ede: Box<[u8]>,
+}
+
+impl TagOption {
+    /// Builds both; code 0 leaves the option out, `extended_error` decides on the EDE (code 0, RFC 8914 §4.1).
+    pub fn new(option_code: u16, extended_error: bool, tag_text: &TagText<'_>) -> Self {
+        let mut option = Vec::new();
+        if option_code != 0 {
+            let text = tag_text.to_text();
+            option.extend_from_slice(&option_code.to_be_bytes());
+            option.extend_from_slice(&(text.len() as u16).to_be_bytes());
+            option.extend_from_slice(text.as_bytes());
+        }
+        let mut ede = Vec::new();
+        if extended_error {
+            write_ede(&mut ede, super::ede::OTHER, &tag_text.ede_text());
+        }
+        Self { option: option.into_boxed_slice(), ede: ede.into_boxed_slice() }
+    }
+
+    /// Returns how many octets both take.
+    pub(super) fn len(&self) -> usize {
+        self.option.len() + self.ede.len()
+    }
+
+    /// Appends both.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.option);
+        out.extend_from_slice(&self.ede);
+    }
+}
+
+/// Appends one EDE option.
+fn write_ede(out: &mut Vec<u8>, code: u16, text: &str) {
+    // Callers hold the text below 128 octets.
+    let len = (2 + text.len()) as u16;
+    out.extend_from_slice(&EDE_CODE.to_be_bytes());
+    out.extend_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(&code.to_be_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Returns the longest start of `text` that ends at a character and takes at most `len_max` octets.
+fn cut(text: &str, len_max: usize) -> &str {
+    let mut end = len_max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
