@@ -1,9 +1,57 @@
 //! Asking an upstream.
+//!
+//! [`Forward::ask`] takes a question and returns what an upstream answered, walked and unchanged: any rcode, negative
+//! answers, unknown types, all sections, the EDEs. The deepest [`Route`] that covers the name picks the group of
+//! upstreams, the group whom to ask and when the next (`group`), the upstream how (`upstream`: connections, EDNS,
+//! truncation; `health`: who is down and how fast the others are), the transport carries octets (`exchange`).
+//!
+//! ```text
+//! Forward::ask ─▶ waiting ─▶ route ─▶ Group::ask ─ race of tries ─▶ Peer::attempt ─▶ Exchange::ask ─▶ wire::walk
+//! ```
+//!
+//! What is asked upstream: the question with RD and a fresh random id, CD as the client set it, and one OPT of our
+//! own with DO as the client set it, 1232 octets and no option; nothing else of the client's query. AD is set when
+//! the upstream's AD bit is believed ([`TrustAd`]), since only then is the reply's of use (RFC 6840 §5.7).
+//!
+//! Bounds: [`WAITING_MAX`] questions wait at a time, the oldest gives way; each at most [`Options::timeout`]; four
+//! tries per upstream; UDP sockets at most half of what the process may open. Dropping the future of an `ask` gives up
+//! its tries. A question that fails does so with a [`Failure`], each of which has its EDE (RFC 8914).
 
+mod exchange;
+mod group;
+mod health;
+mod measure;
+mod upstream;
+mod waiting;
+
+use std::collections::HashMap;
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use self::group::Group;
+use self::measure::Metrics;
+use self::upstream::{Peer, Setting};
+use self::waiting::Waiting;
+use crate::clock::Clock;
+use crate::metrics::Registry;
 use crate::name::Name;
+use crate::wire::{Ede, Question, Rules, Walked, ede};
+
+/// How many questions wait for an upstream at a time.
+pub const WAITING_MAX: usize = 4096;
+
+/// The environment variable that names a PEM file of certificate authorities to trust beside the built-in ones.
+pub const ROOTS_VARIABLE: &str = "SSL_CERT_FILE";
 
 /// How an upstream is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +73,41 @@ pub struct Upstream {
     pub addr: SocketAddr,
     /// The name in its certificate; with [`Protocol::Tls`] only. `None`: the address itself must be in it.
     pub tls_name: Option<String>,
+}
+
+impl Protocol {
+    /// Returns the port it has by default.
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Self::Udp | Self::Tcp => 53,
+            Self::Tls => 853,
+        }
+    }
+
+    /// Returns the scheme of its URLs.
+    pub const fn scheme(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+}
+
+/// The URL, without the port if it is the default one.
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://", self.protocol.scheme())?;
+        match self.addr {
+            addr if addr.port() != self.protocol.default_port() => write!(f, "{addr}")?,
+            SocketAddr::V4(addr) => write!(f, "{}", addr.ip())?,
+            SocketAddr::V6(addr) => write!(f, "[{}]", addr.ip())?,
+        }
+        match &self.tls_name {
+            Some(name) => write!(f, "#{name}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Which upstream of a group is asked first.
@@ -71,4 +154,281 @@ pub struct Options {
     pub trust_ad: TrustAd,
     /// Zones with upstreams of their own.
     pub routes: Vec<Route>,
+}
+
+/// Why [`Options`] cannot be used.
+#[derive(Debug, Error)]
+pub enum OptionsError {
+    /// A group without upstreams.
+    #[error("no upstream for {0}")]
+    NoUpstreams(String),
+    /// The name after `#` can stand in no certificate.
+    #[error("{upstream}: expected a host name or an address after `#`, found `{name}`")]
+    TlsName {
+        /// The upstream's URL.
+        upstream: String,
+        /// What stands after `#`.
+        name: String,
+    },
+    /// The file that the environment names cannot be read.
+    #[error("{ROOTS_VARIABLE}: {path}: {reason}", path = path.display())]
+    Roots {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The TLS library refused its own defaults.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Why no upstream's reply can be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Failure {
+    /// No reply came in time.
+    #[error("no upstream answered in time")]
+    TimedOut,
+    /// No upstream could be reached.
+    #[error("no upstream could be reached")]
+    Network,
+    /// Replies came, but none that can be used.
+    #[error("upstreams sent malformed replies")]
+    Malformed,
+    /// Too many questions wait; this one had waited longest.
+    #[error("too many questions wait for upstreams")]
+    Evicted,
+}
+
+impl Failure {
+    /// Returns what the client is told beside SERVFAIL (RFC 8914 §4.23, §4.24).
+    pub fn ede(&self) -> Ede {
+        match self {
+            Self::TimedOut => Ede::new(ede::NO_REACHABLE_AUTHORITY, "no upstream answered in time"),
+            Self::Network => Ede::new(ede::NETWORK_ERROR, "no upstream could be reached"),
+            Self::Malformed => Ede::new(ede::NETWORK_ERROR, "upstreams sent malformed replies"),
+            Self::Evicted => Ede::new(ede::NO_REACHABLE_AUTHORITY, "too many questions wait for upstreams"),
+        }
+    }
+}
+
+/// One upstream's state, for a status page.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamStatus {
+    /// Its place in the configuration, as the metrics name it: `upstream-1`, `route-1-upstream-2`.
+    pub place: String,
+    /// Its URL.
+    pub url: String,
+    /// Whether it is thought to answer; true before it was asked.
+    pub is_up: bool,
+    /// Smoothed latency; `None` before its first reply.
+    pub latency: Option<Duration>,
+    /// Tries begun.
+    pub asked: u64,
+    /// Tries that gave an answer.
+    pub answered: u64,
+    /// Tries that failed or were not answered in their patience.
+    pub failed: u64,
+    /// What went wrong last, if anything did.
+    pub last_error: Option<String>,
+}
+
+/// The upstreams of one configuration; share it in an `Arc`.
+pub struct Forward {
+    timeout: Duration,
+    general: Group,
+    routes: Vec<Group>,
+    /// Zone in wire form → index into `routes`.
+    zones: HashMap<Box<[u8]>, usize>,
+    waiting: Waiting,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+impl Forward {
+    /// Makes the upstreams ready; nothing is asked or connected yet.
+    ///
+    /// `rules` say how answers are walked; their `trust_ad` is set here for each upstream. Certificates are checked
+    /// against the roots of Mozilla's programme and those in the file that [`ROOTS_VARIABLE`] names, if it is set.
+    ///
+    /// # Errors
+    /// [`OptionsError`] as its variants say.
+    pub fn new(options: Options, rules: Rules, clock: Clock, registry: &Registry) -> Result<Self, OptionsError> {
+        Self::with_roots(options, rules, clock, registry, roots_from_environment()?)
+    }
+
+    /// Does as [`Forward::new`], with `roots` beside the built-in ones and without a look at the environment.
+    ///
+    /// # Errors
+    /// [`OptionsError`] as its variants say.
+    pub fn with_roots(
+        options: Options,
+        rules: Rules,
+        clock: Clock,
+        registry: &Registry,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, OptionsError> {
+        Self::build(options, rules, clock, Metrics::new(registry), roots)
+    }
+
+    /// Makes the upstreams of a new configuration, with the metrics and the clock of this one.
+    ///
+    /// Health and connections start anew; questions that wait here are not touched.
+    ///
+    /// # Errors
+    /// [`OptionsError`] as its variants say.
+    pub fn renewed(&self, options: Options, rules: Rules) -> Result<Self, OptionsError> {
+        Self::build(options, rules, self.clock.clone(), self.metrics.clone(), roots_from_environment()?)
+    }
+
+    /// Asks the upstreams of the deepest route that covers the name, or the general ones.
+    ///
+    /// The answer may be a failure reply (SERVFAIL, REFUSED …) when no upstream did better. Safe to cancel: dropping
+    /// the future gives up its tries. Must run inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Failure`] when nothing can be passed on.
+    pub async fn ask(&self, question: &Question) -> Result<Walked, Failure> {
+        let deadline = Instant::now() + self.timeout;
+        let mut seat = self.waiting.enter();
+        let asking = self.group(&question.name).ask(question, self.clock.now(), deadline);
+        tokio::select! {
+            biased;
+            result = asking => result,
+            () = seat.evicted() => Err(Failure::Evicted),
+        }
+    }
+
+    /// Returns how many questions wait for an upstream.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Returns the state of each upstream: the general ones, then those of each route, as configured.
+    pub fn status(&self) -> Vec<UpstreamStatus> {
+        let groups = std::iter::once(&self.general).chain(&self.routes);
+        groups.flat_map(Group::peers).map(|peer| peer.status()).collect()
+    }
+
+    /// Finds the deepest route that covers `name`.
+    fn group(&self, name: &Name) -> &Group {
+        let mut rest = name.as_wire();
+        while !self.zones.is_empty() {
+            if let Some(&at) = self.zones.get(rest) {
+                return &self.routes[at];
+            }
+            match rest.split_first() {
+                Some((&len, tail)) if len > 0 => rest = &tail[usize::from(len)..],
+                _ => break,
+            }
+        }
+        &self.general
+    }
+
+    fn build(
+        options: Options,
+        rules: Rules,
+        clock: Clock,
+        metrics: Metrics,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, OptionsError> {
+        let maker = Maker {
+            strategy: options.strategy,
+            trust_ad: options.trust_ad,
+            rules,
+            tls: Arc::new(tls_config(roots)?),
+            sockets: Arc::new(Semaphore::new(exchange::sockets_max())),
+            lingering: Arc::new(Semaphore::new(group::LINGERING_MAX)),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+        };
+        let general = maker.group("upstream", "all names", options.upstreams)?;
+        let mut routes = Vec::with_capacity(options.routes.len());
+        let mut zones = HashMap::with_capacity(options.routes.len());
+        for (at, route) in options.routes.into_iter().enumerate() {
+            let place = format!("route-{}-upstream", at + 1);
+            routes.push(maker.group(&place, &format!("route `{}`", route.zone), route.upstreams)?);
+            // Of two routes for one zone the first counts.
+            zones.entry(route.zone.as_wire().into()).or_insert(at);
+        }
+        let waiting = Waiting::new(WAITING_MAX);
+        Ok(Self { timeout: options.timeout, general, routes, zones, waiting, clock, metrics })
+    }
+}
+
+/// What all upstreams share while they are made.
+struct Maker {
+    strategy: Strategy,
+    trust_ad: TrustAd,
+    rules: Rules,
+    tls: Arc<rustls::ClientConfig>,
+    sockets: Arc<Semaphore>,
+    lingering: Arc<Semaphore>,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+impl Maker {
+    /// Makes one group; `place` is what its upstreams are called, before their number.
+    fn group(&self, place: &str, of: &str, upstreams: Vec<Upstream>) -> Result<Group, OptionsError> {
+        if upstreams.is_empty() {
+            return Err(OptionsError::NoUpstreams(of.to_owned()));
+        }
+        let peers = upstreams
+            .into_iter()
+            .enumerate()
+            .map(|(at, upstream)| Ok(Arc::new(self.peer(format!("{place}-{}", at + 1), upstream)?)))
+            .collect::<Result<_, OptionsError>>()?;
+        Ok(Group::new(peers, self.strategy, self.lingering.clone()))
+    }
+
+    fn peer(&self, place: String, upstream: Upstream) -> Result<Peer, OptionsError> {
+        let tls = match upstream.protocol {
+            Protocol::Tls => Some((server_name(&upstream)?, self.tls.clone())),
+            Protocol::Udp | Protocol::Tcp => None,
+        };
+        let trust_ad = match self.trust_ad {
+            TrustAd::Auto => upstream.protocol == Protocol::Tls || upstream.addr.ip().to_canonical().is_loopback(),
+            TrustAd::Always => true,
+            TrustAd::Never => false,
+        };
+        let setting = Setting {
+            tally: self.metrics.of(&place),
+            place,
+            tls,
+            rules: Rules { trust_ad, ..self.rules },
+            sockets: self.sockets.clone(),
+            clock: self.clock.clone(),
+        };
+        Ok(Peer::new(upstream, setting))
+    }
+}
+
+/// Returns what the certificate must be for: the name after `#`, else the address.
+fn server_name(upstream: &Upstream) -> Result<ServerName<'static>, OptionsError> {
+    let Some(name) = &upstream.tls_name else {
+        return Ok(ServerName::IpAddress(upstream.addr.ip().into()));
+    };
+    ServerName::try_from(name.clone())
+        .map_err(|_| OptionsError::TlsName { upstream: upstream.to_string(), name: name.clone() })
+}
+
+/// Makes the TLS side of encrypted upstreams: built-in roots and `more`, no client certificate, SNI sent.
+fn tls_config(more: Vec<CertificateDer<'static>>) -> Result<rustls::ClientConfig, rustls::Error> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    // What cannot be used as a root is left out; the handshake that needs it says so.
+    roots.add_parsable_certificates(more);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Reads the file that [`ROOTS_VARIABLE`] names; nothing if it is unset or empty.
+fn roots_from_environment() -> Result<Vec<CertificateDer<'static>>, OptionsError> {
+    let path = match std::env::var_os(ROOTS_VARIABLE) {
+        Some(path) if !path.is_empty() => PathBuf::from(path),
+        _ => return Ok(Vec::new()),
+    };
+    let read = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    read.map_err(|error| OptionsError::Roots { path, reason: error.to_string() })
 }

@@ -1,0 +1,428 @@
+//! One question and its reply, over UDP, TCP or TLS.
+//!
+//! An [`Exchange`] is a transport to one upstream, a hickory `DnsExchange` whichever protocol runs below it:
+//!
+//! ```text
+//! Exchange::ask ─▶ DnsExchange ─┬▶ Datagrams        one connected socket a try ─▶ UDP
+//!                               └▶ DnsMultiplexer ─▶ Enveloped ─▶ hickory's framing ─▶ TCP, TLS (RFC 7766, 7858)
+//! ```
+//!
+//! What comes back are the upstream's octets, unread but for the question they must repeat (RFC 5452 §9.1): QR, id,
+//! name without letter case, type and class. A reply that fails this is counted, dropped, and the wait goes on; it
+//! ends only with the exchange or when the caller drops the future. That is also how an exchange is cancelled.
+//!
+//! Why hickory's parts are not used as they come (0.26.3):
+//! - It reads a whole reply into records before it hands out the octets. One it cannot read is dropped (TCP, TLS) or
+//!   ends the try (UDP): a record of no octets (`InvalidEmptyRecord`, so an empty APL or any unknown type), one of a
+//!   known type in a form newer than itself (SVCB parameters, CAA, CSYNC, NAPTR), an odd EDNS option, a record whose
+//!   type is a question type. A forwarder passes these on. So a reply travels in an *envelope*: a message with its
+//!   id and a single NULL record that holds the reply as it came, which always reads.
+//! - Its UDP stream never connects its socket, so an ICMP error (nobody listens) is never seen; sends again with the
+//!   same id; receives into a buffer of the advertised size; and compares questions only after reading everything.
+//!   [`Datagrams`] takes its place below the `DnsExchange`.
+//! - Its multiplexer lets 32 questions wait and its send queue holds 32: both are [`IN_FLIGHT_MAX`] here. It draws
+//!   the id itself, at random among the free ones. It does not compare the question, so that is done above it: the
+//!   late answer to an abandoned question may meet a new one of the same id.
+//! - Its TLS connector switches the server name indication off, which some operators' front ends need: the
+//!   handshake is done here. A zero-length frame makes it close the connection, which we take as it is.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use hickory_net::NetError;
+use hickory_net::proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Edns, Message, Query, SerialMessage};
+use hickory_net::proto::rr::{DNSClass, Name as HickoryName, RecordType};
+use hickory_net::runtime::iocompat::AsyncIoTokioAsStd;
+use hickory_net::runtime::{DnsTcpStream, TokioRuntimeProvider};
+use hickory_net::tcp::{TcpClientStream, TcpStream as FramedStream};
+use hickory_net::xfer::{DnsClientStream, DnsExchange, DnsHandle, DnsMultiplexer, DnsRequestSender, DnsResponseStream};
+use prometheus::IntCounter;
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsConnector;
+
+use crate::wire::{Question, rcode};
+
+/// The UDP size we advertise: what passes every path without fragments (RFC 9715).
+const UDP_SIZE: u16 = 1232;
+
+/// The room for a datagram: above what we advertise, since some upstreams go by their own limit.
+const DATAGRAM_LEN_MAX: usize = 4096;
+
+/// How many questions may wait on one connection; as many as may wait in all.
+const IN_FLIGHT_MAX: usize = 4096;
+
+/// How long connecting may take, handshake included.
+const CONNECT_MAX: Duration = Duration::from_secs(4);
+
+/// How long the multiplexer keeps a question; longer than any question may take, so that our own limits rule.
+const MULTIPLEXER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Octets of a message's header (RFC 1035 §4.1.1).
+const HEADER_LEN: usize = 12;
+
+/// Octets of an envelope before the reply: header, root name, type, class, TTL, length.
+const ENVELOPE_LEN: usize = HEADER_LEN + 1 + 2 + 2 + 4 + 2;
+
+/// How a question is put to an upstream, beside the question itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    /// Whether it carries an OPT record (RFC 6891).
+    pub(super) edns: bool,
+    /// Whether it sets AD, which asks for AD in the reply (RFC 6840 §5.7).
+    pub(super) authentic_data: bool,
+}
+
+/// Why an exchange gave no reply.
+#[derive(Clone, Debug)]
+pub(super) struct Broken(pub(super) String);
+
+impl From<NetError> for Broken {
+    fn from(error: NetError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A transport to one upstream; cheap to clone, closed when the last clone and the last wait are gone.
+#[derive(Clone)]
+pub(super) struct Exchange {
+    handle: DnsExchange<TokioRuntimeProvider>,
+    /// Nothing can be asked over it any more.
+    over: Arc<AtomicBool>,
+    mismatches: IntCounter,
+}
+
+impl Exchange {
+    /// Makes the exchange over UDP; `sockets` bounds how many are open at a time.
+    ///
+    /// Must be called inside a tokio runtime.
+    pub(super) fn udp(addr: SocketAddr, sockets: Arc<Semaphore>, mismatches: IntCounter) -> Self {
+        let sender = Datagrams { addr, sockets, mismatches: mismatches.clone(), is_shutdown: false };
+        Self::spawn(sender, mismatches)
+    }
+
+    /// Connects over TCP.
+    ///
+    /// # Errors
+    /// What the system says, or that it took too long.
+    pub(super) async fn tcp(addr: SocketAddr, mismatches: IntCounter) -> Result<Self, Broken> {
+        bounded(async { Ok(Self::framed(connect(addr).await?, addr, mismatches)) }).await
+    }
+
+    /// Connects over TLS; the certificate must be for `name`, which is sent as SNI unless it is an address.
+    ///
+    /// # Errors
+    /// What the system or the handshake says, or that it took too long.
+    pub(super) async fn tls(
+        addr: SocketAddr,
+        name: ServerName<'static>,
+        config: Arc<rustls::ClientConfig>,
+        mismatches: IntCounter,
+    ) -> Result<Self, Broken> {
+        bounded(async {
+            let stream = TlsConnector::from(config).connect(name, connect(addr).await?).await?;
+            Ok(Self::framed(stream, addr, mismatches))
+        })
+        .await
+    }
+
+    /// Asks and waits for the reply to exactly this question.
+    ///
+    /// # Errors
+    /// [`Broken`] when the transport ended or failed first.
+    pub(super) async fn ask(&self, question: &Question, manner: Manner) -> Result<Vec<u8>, Broken> {
+        let expected = question_octets(question);
+        let mut replies = self.handle.send(request(question, manner)?);
+        while let Some(envelope) = replies.next().await {
+            let reply = open(envelope?.into_buffer());
+            if is_reply(&reply, &expected) {
+                return Ok(reply);
+            }
+            self.mismatches.inc();
+        }
+        Err(Broken("the exchange ended without a reply".to_owned()))
+    }
+
+    /// Returns whether nothing can be asked over it any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Lets nothing further be asked over it; what waits goes on waiting.
+    pub(super) fn retire(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Puts framing and the multiplexer over a connected stream.
+    fn framed<S>(stream: S, addr: SocketAddr, mismatches: IntCounter) -> Self
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + Sync + 'static,
+    {
+        let stream = AsyncIoTokioAsStd(stream);
+        let (framed, handle) = FramedStream::from_stream_with_buffer_size(stream, addr, IN_FLIGHT_MAX);
+        let multiplexer = DnsMultiplexer::new(Enveloped(TcpClientStream::from_stream(framed)), handle)
+            .with_timeout(MULTIPLEXER_TIMEOUT)
+            .with_max_active_requests(IN_FLIGHT_MAX);
+        Self::spawn(multiplexer, mismatches)
+    }
+
+    /// Starts the task that drives `sender`; it ends when the stream closes or the last handle is dropped.
+    fn spawn(sender: impl DnsRequestSender, mismatches: IntCounter) -> Self {
+        let (handle, background) = DnsExchange::from_stream(sender);
+        let over = Arc::new(AtomicBool::new(false));
+        let retire = Retire(over.clone());
+        tokio::spawn(async move {
+            let _retire = retire;
+            background.await;
+        });
+        Self { handle, over, mismatches }
+    }
+}
+
+/// Marks an exchange as over when its task ends, however it ends.
+struct Retire(Arc<AtomicBool>);
+
+impl Drop for Retire {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Returns how many UDP sockets may be open at a time: half of the process's descriptors, at most [`IN_FLIGHT_MAX`].
+///
+/// The other half is for clients and files. Where the limit cannot be read, it is the usual one of 1,024.
+pub(super) fn sockets_max() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let soft = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .map_or(Some(1024), |soft| if soft == "unlimited" { Some(usize::MAX) } else { soft.parse().ok() })
+        .unwrap_or(1024);
+    (soft / 2).clamp(16, IN_FLIGHT_MAX)
+}
+
+/// Connects, with keep-alives so that a path that died unseen is noticed within a minute.
+async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(addr).await?;
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    Ok(stream)
+}
+
+/// Ends what takes longer than [`CONNECT_MAX`].
+async fn bounded(connecting: impl Future<Output = Result<Exchange, Broken>>) -> Result<Exchange, Broken> {
+    match tokio::time::timeout(CONNECT_MAX, connecting).await {
+        Ok(connected) => connected,
+        Err(_) => Err(Broken(format!("not connected within {} s", CONNECT_MAX.as_secs()))),
+    }
+}
+
+/// Builds the query: RD, CD as asked, a fresh random id, one OPT of our own without options.
+///
+/// The labels go over as they are, whatever octets they hold.
+fn request(question: &Question, manner: Manner) -> Result<DnsRequest, Broken> {
+    let name = HickoryName::from_labels(question.name.labels()).map_err(|error| Broken(error.to_string()))?;
+    let mut query = Query::query(name, RecordType::from(question.qtype));
+    query.set_query_class(DNSClass::from(question.qclass));
+    let mut message = Message::query();
+    message.add_query(query);
+    message.metadata.recursion_desired = true;
+    message.metadata.checking_disabled = question.checking_disabled;
+    message.metadata.authentic_data = manner.authentic_data;
+    if manner.edns {
+        let mut edns = Edns::new();
+        edns.set_max_payload(UDP_SIZE).set_dnssec_ok(question.dnssec_ok);
+        message.set_edns(edns);
+    }
+    Ok(DnsRequest::new(message, DnsRequestOptions::default()))
+}
+
+/// Returns the octets of the question section that a reply must repeat.
+fn question_octets(question: &Question) -> Vec<u8> {
+    let mut octets = question.name.as_wire().to_vec();
+    octets.extend_from_slice(&question.qtype.to_be_bytes());
+    octets.extend_from_slice(&question.qclass.to_be_bytes());
+    octets
+}
+
+/// Returns whether `reply` is a response to the question whose octets are `expected`; the id is the caller's.
+///
+/// A server that knows no EDNS may answer FORMERR or NOTIMP with a bare header (RFC 6891 §7); that is let through, as
+/// it can do no more than make us ask once more without EDNS.
+fn is_reply(reply: &[u8], expected: &[u8]) -> bool {
+    const QR: u8 = 0x80;
+    const OPCODE: u8 = 0x78;
+    let Some(header) = reply.first_chunk::<HEADER_LEN>() else {
+        return false;
+    };
+    if header[2] & QR == 0 || header[2] & OPCODE != 0 {
+        return false;
+    }
+    match u16::from_be_bytes([header[4], header[5]]) {
+        0 => is_bare_refusal(reply),
+        1 => {
+            let Some(got) = reply.get(HEADER_LEN..HEADER_LEN + expected.len()) else {
+                return false;
+            };
+            // Length octets are below `A`, so they are compared exactly; type and class must not be folded.
+            let (got_name, got_rest) = got.split_at(got.len() - 4);
+            let (name, rest) = expected.split_at(expected.len() - 4);
+            got_name.eq_ignore_ascii_case(name) && got_rest == rest
+        }
+        _ => false,
+    }
+}
+
+/// Returns whether `reply` is FORMERR or NOTIMP without any section.
+pub(super) fn is_bare_refusal(reply: &[u8]) -> bool {
+    let Some(header) = reply.first_chunk::<HEADER_LEN>() else {
+        return false;
+    };
+    let code = u16::from(header[3] & 0x0f);
+    header[4..] == [0; 8] && (code == rcode::FORMERR || code == rcode::NOTIMP)
+}
+
+/// Returns whether TC is set: the reply was cut to fit.
+pub(super) fn is_truncated(reply: &[u8]) -> bool {
+    reply.get(2).is_some_and(|flags| flags & 0x02 != 0)
+}
+
+/// Wraps a reply so that hickory reads nothing of it but the id; `None` if it has none or is too long to be one.
+fn envelope(reply: &[u8]) -> Option<Vec<u8>> {
+    let len = u16::try_from(reply.len()).ok()?;
+    let mut octets = Vec::with_capacity(ENVELOPE_LEN + reply.len());
+    octets.extend_from_slice(reply.get(..2)?);
+    // QR; no question, no answer, no authority, one additional record.
+    octets.extend_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    // Root name, type NULL (RFC 1035 §3.3.10), class IN, TTL 0.
+    octets.extend_from_slice(&[0, 0, 10, 0, 1, 0, 0, 0, 0]);
+    octets.extend_from_slice(&len.to_be_bytes());
+    octets.extend_from_slice(reply);
+    Some(octets)
+}
+
+/// Takes the reply out of its envelope.
+fn open(mut envelope: Vec<u8>) -> Vec<u8> {
+    envelope.drain(..ENVELOPE_LEN.min(envelope.len()));
+    envelope
+}
+
+/// Framed messages, each in an envelope.
+struct Enveloped<S: DnsTcpStream>(TcpClientStream<S>);
+
+impl<S: DnsTcpStream> Stream for Enveloped<S> {
+    type Item = Result<SerialMessage, NetError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let message = match self.0.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(message))) => message,
+                other => return other,
+            };
+            let (reply, addr) = message.into_parts();
+            // A frame of one octet has no id to match; the connection is otherwise intact.
+            if let Some(envelope) = envelope(&reply) {
+                return Poll::Ready(Some(Ok(SerialMessage::new(envelope, addr))));
+            }
+        }
+    }
+}
+
+impl<S: DnsTcpStream> DnsClientStream for Enveloped<S> {
+    type Time = S::Time;
+
+    fn name_server_addr(&self) -> SocketAddr {
+        self.0.name_server_addr()
+    }
+}
+
+/// Sends each question from a socket of its own.
+struct Datagrams {
+    addr: SocketAddr,
+    sockets: Arc<Semaphore>,
+    mismatches: IntCounter,
+    is_shutdown: bool,
+}
+
+impl DnsRequestSender for Datagrams {
+    fn send_message(&mut self, request: DnsRequest) -> DnsResponseStream {
+        let (addr, sockets, mismatches) = (self.addr, self.sockets.clone(), self.mismatches.clone());
+        Box::pin(async move {
+            let query = request.to_vec()?;
+            let _open = sockets.acquire_owned().await.map_err(|_| NetError::Busy)?;
+            let reply = ask_datagram(addr, &query, &mismatches).await?;
+            Ok(DnsResponse::from_buffer(reply)?)
+        })
+        .into()
+    }
+
+    fn shutdown(&mut self) {
+        self.is_shutdown = true;
+    }
+
+    fn is_shutdown(&self) -> bool {
+        self.is_shutdown
+    }
+}
+
+/// Always ready: each request drives itself.
+impl Stream for Datagrams {
+    type Item = Result<(), NetError>;
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(if self.is_shutdown { None } else { Some(Ok(())) })
+    }
+}
+
+/// Asks over one new socket and returns the reply in its envelope.
+///
+/// The system draws the port at random among those meant for this (RFC 6056), passing by what the operator reserved
+/// (`ip_local_reserved_ports`). The socket is connected: the system drops what comes from another address or port,
+/// and reports an ICMP error at once.
+async fn ask_datagram(addr: SocketAddr, query: &[u8], mismatches: &IntCounter) -> Result<Vec<u8>, NetError> {
+    let any: SocketAddr =
+        if addr.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(addr).await?;
+    socket.send(query).await?;
+    let question = query.get(HEADER_LEN..question_end(query)).unwrap_or_default();
+    let mut room = vec![0; DATAGRAM_LEN_MAX];
+    loop {
+        let len = socket.recv(&mut room).await?;
+        let reply = &room[..len];
+        if reply.get(..2) == query.get(..2) && is_reply(reply, question) {
+            if let Some(envelope) = envelope(reply) {
+                return Ok(envelope);
+            }
+        }
+        mismatches.inc();
+    }
+}
+
+/// Returns where the one question of our own query ends.
+fn question_end(query: &[u8]) -> usize {
+    let mut at = HEADER_LEN;
+    while let Some(&len) = query.get(at) {
+        at += 1 + usize::from(len);
+        if len == 0 {
+            break;
+        }
+    }
+    (at + 4).min(query.len())
+}

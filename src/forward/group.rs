@@ -1,0 +1,274 @@
+//! Which upstream of a group is asked, and when the next.
+//!
+//! A question is a *race* of tries. The first goes to the upstream that the strategy puts first; a further one starts
+//! beside it when the last one failed or its patience ran out, at the least-tried upstream in the same order. Earlier
+//! tries run on: the first answer wins, however slow, until the question's time is over. So a lost packet costs one
+//! patience (at most 0.9 s), a dead upstream costs it once and then stands behind the others, and an answer that
+//! comes late still counts.
+//!
+//! *Probes* start together with the first try and beside it, so they cost the client nothing: at upstreams that are
+//! down, when their pause is over; and for [`Strategy::Fastest`] at those never measured, and at one of the others
+//! with each 32nd question.
+//!
+//! A failure reply is kept while others are asked once each; if none of them does better it is the answer, rcode and
+//! EDE as they came. When a race is won, what still runs is left running for a while in a bounded number of tasks:
+//! whether a slow upstream is alive is seen only by waiting for it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::upstream::{Outcome, Peer, Trouble};
+use super::{Failure, Strategy};
+use crate::clock::Timestamp;
+use crate::wire::{Question, Walked, rcode};
+
+/// With [`Strategy::Fastest`], one question in so many is put to another upstream too.
+const EXPLORE_EVERY: usize = 32;
+
+/// How long tries run on after their race is won.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How many won races may have tries running on, over all groups; beyond, they are cut short.
+pub(super) const LINGERING_MAX: usize = 256;
+
+/// The longest pause before a further try.
+const PATIENCE_LATER_MAX: Duration = Duration::from_secs(2);
+
+/// Upstreams that can stand in for each other.
+pub(super) struct Group {
+    /// In the order of the configuration; not empty.
+    peers: Vec<Arc<Peer>>,
+    strategy: Strategy,
+    /// How many questions came, to know when to explore.
+    count: AtomicUsize,
+    lingering: Arc<Semaphore>,
+}
+
+/// Whom a question goes to: indices into [`Group::peers`].
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    /// Each upstream once.
+    order: Vec<usize>,
+    /// Asked at once beside the first of `order`.
+    probes: Vec<usize>,
+}
+
+impl Group {
+    /// Makes a group of `peers`; `lingering` is shared by all groups.
+    pub(super) fn new(peers: Vec<Arc<Peer>>, strategy: Strategy, lingering: Arc<Semaphore>) -> Self {
+        Self { peers, strategy, count: AtomicUsize::new(0), lingering }
+    }
+
+    /// Returns the upstreams in the order of the configuration.
+    pub(super) fn peers(&self) -> &[Arc<Peer>] {
+        &self.peers
+    }
+
+    /// Asks until there is an answer, nobody is left to ask, or `deadline` has come.
+    ///
+    /// # Errors
+    /// [`Failure`] if no upstream gave any reply that can be passed on.
+    pub(super) async fn ask(&self, question: &Question, now: Timestamp, deadline: Instant) -> Result<Walked, Failure> {
+        let plan = self.plan(now);
+        let mut race = Race::new(self, &plan.order, question);
+        for probe in plan.probes {
+            race.start(probe);
+        }
+        race.run(deadline).await
+    }
+
+    /// Decides on the order and the probes.
+    fn plan(&self, now: Timestamp) -> Plan {
+        let turn = self.count.fetch_add(1, Ordering::Relaxed);
+        let mut keys = Vec::with_capacity(self.peers.len());
+        let mut probes = Vec::new();
+        for (at, peer) in self.peers.iter().enumerate() {
+            let mut health = peer.health();
+            let score = if self.strategy == Strategy::Fastest { health.score() } else { Duration::ZERO };
+            keys.push((health.is_down(), score, at));
+            let is_new = self.strategy == Strategy::Fastest && !peer.was_asked();
+            if health.take_probe(now) || is_new {
+                probes.push(at);
+            }
+        }
+        keys.sort_unstable();
+        let order: Vec<usize> = keys.into_iter().map(|(_, _, at)| at).collect();
+        if self.strategy == Strategy::Fastest && order.len() > 1 && turn % EXPLORE_EVERY == EXPLORE_EVERY - 1 {
+            probes.push(order[1 + turn / EXPLORE_EVERY % (order.len() - 1)]);
+            probes.dedup();
+        }
+        probes.retain(|&probe| Some(&probe) != order.first());
+        Plan { order, probes }
+    }
+}
+
+/// One question's tries.
+struct Race<'a> {
+    group: &'a Group,
+    order: &'a [usize],
+    question: Arc<Question>,
+    running: FuturesUnordered<Running>,
+    /// Of each upstream: how many tries were started.
+    tries: Vec<u32>,
+    /// Of each upstream: whether asking it again is of no use.
+    spent: Vec<bool>,
+    /// The number of the latest try.
+    latest: usize,
+    /// When the patience of the latest try ends, and of all tries.
+    next_at: Instant,
+    patience_end: Instant,
+    /// The failure reply that is the answer if nothing better comes.
+    best: Option<Box<Walked>>,
+    trouble: Option<Trouble>,
+}
+
+type Running = Pin<Box<dyn Future<Output = Ended> + Send>>;
+
+/// A try that ended: its number, its upstream, and how.
+struct Ended {
+    number: usize,
+    peer: usize,
+    outcome: Outcome,
+}
+
+impl<'a> Race<'a> {
+    fn new(group: &'a Group, order: &'a [usize], question: &Question) -> Self {
+        let now = Instant::now();
+        Self {
+            group,
+            order,
+            question: Arc::new(question.clone()),
+            running: FuturesUnordered::new(),
+            tries: vec![0; group.peers.len()],
+            spent: vec![false; group.peers.len()],
+            latest: 0,
+            next_at: now,
+            patience_end: now,
+            best: None,
+            trouble: None,
+        }
+    }
+
+    /// Runs to the end.
+    async fn run(mut self, deadline: Instant) -> Result<Walked, Failure> {
+        // Probes have been started; the first try does not wait for them.
+        self.next_at = Instant::now();
+        while Instant::now() < deadline {
+            let next = self.next();
+            if let Some(peer) = next
+                && Instant::now() >= self.next_at
+            {
+                self.start(peer);
+                continue;
+            }
+            let wake = match next {
+                Some(_) => self.next_at,
+                // Everyone was asked: with a failure reply in hand the others get their patience, not all the time.
+                None if self.running.is_empty() => break,
+                None if self.best.is_some() => self.patience_end,
+                None => deadline,
+            };
+            tokio::select! {
+                biased;
+                Some(ended) = self.running.next() => {
+                    if let Some(walked) = self.settle(ended) {
+                        self.linger();
+                        return Ok(*walked);
+                    }
+                }
+                () = sleep_until(wake.min(deadline)) => {
+                    if next.is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+        let result = self.conclude();
+        self.linger();
+        result
+    }
+
+    /// Returns whom the next try goes to: the least tried in order; with a failure reply in hand, only the untried.
+    fn next(&self) -> Option<usize> {
+        let may = |&peer: &usize| {
+            let tries_max = if self.best.is_some() { 1 } else { self.group.peers[peer].tries_max() };
+            !self.spent[peer] && self.tries[peer] < tries_max
+        };
+        self.order.iter().copied().filter(may).min_by_key(|&peer| self.tries[peer])
+    }
+
+    /// Starts a try; each further one at the same upstream has twice the patience.
+    fn start(&mut self, peer: usize) {
+        let station = &self.group.peers[peer];
+        let patience = (station.patience() * (1 << self.tries[peer].min(4))).min(PATIENCE_LATER_MAX);
+        self.tries[peer] += 1;
+        self.latest += 1;
+        self.next_at = Instant::now() + patience;
+        self.patience_end = self.patience_end.max(self.next_at);
+        let (number, trying) = (self.latest, station.clone().attempt(self.question.clone(), patience));
+        self.running.push(Box::pin(async move { Ended { number, peer, outcome: trying.await } }));
+    }
+
+    /// Takes in how a try ended; returns the answer if it is one.
+    fn settle(&mut self, ended: Ended) -> Option<Box<Walked>> {
+        match ended.outcome {
+            Outcome::Final(walked) => return Some(walked),
+            Outcome::Refused(walked) => {
+                self.spent[ended.peer] = true;
+                if self.best.as_ref().is_none_or(|best| worth(&walked) > worth(best)) {
+                    self.best = Some(walked);
+                }
+            }
+            Outcome::Unusable(trouble) => {
+                self.spent[ended.peer] |= trouble == Trouble::Network;
+                self.trouble = Some(trouble);
+            }
+        }
+        if ended.number == self.latest {
+            self.next_at = Instant::now();
+        }
+        None
+    }
+
+    /// Returns what is left when there was no answer.
+    fn conclude(&mut self) -> Result<Walked, Failure> {
+        match (self.best.take(), self.trouble) {
+            (Some(best), _) => Ok(*best),
+            (None, _) if !self.running.is_empty() => Err(Failure::TimedOut),
+            (None, Some(Trouble::Malformed)) => Err(Failure::Malformed),
+            (None, _) => Err(Failure::Network),
+        }
+    }
+
+    /// Lets what still runs run on for a while.
+    fn linger(self) {
+        if self.running.is_empty() {
+            return;
+        }
+        let Ok(permit) = self.group.lingering.clone().try_acquire_owned() else {
+            return;
+        };
+        let rest = self.running.for_each(|_| std::future::ready(()));
+        tokio::spawn(async move {
+            let _permit = permit;
+            let _ = timeout(LINGER, rest).await;
+        });
+    }
+}
+
+/// Returns how much a failure reply tells: a SERVFAIL with its reason most, a REFUSED least.
+fn worth(walked: &Walked) -> u32 {
+    match (walked.answer.rcode(), walked.answer.edes().is_empty()) {
+        (rcode::SERVFAIL, false) => 3,
+        (rcode::SERVFAIL, true) => 2,
+        (_, false) => 1,
+        (_, true) => 0,
+    }
+}

@@ -1,0 +1,116 @@
+//! Counters and latencies of the upstreams.
+
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts};
+
+use crate::metrics::Registry;
+
+/// Why a try was of no use; the values of the metric label `kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// No reply within the try's patience.
+    Timeout,
+    /// The socket, the connection or the handshake failed.
+    Network,
+    /// The reply could not be walked, or was cut over TCP too.
+    Malformed,
+    /// Not a try: a packet that answered another question and was dropped.
+    Mismatch,
+    /// SERVFAIL.
+    Servfail,
+    /// REFUSED.
+    Refused,
+    /// Any other rcode but NOERROR, NXDOMAIN and YXDOMAIN.
+    Rcode,
+}
+
+impl Kind {
+    const ALL: [Self; 7] =
+        [Self::Timeout, Self::Network, Self::Malformed, Self::Mismatch, Self::Servfail, Self::Refused, Self::Rcode];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Network => "network",
+            Self::Malformed => "malformed",
+            Self::Mismatch => "mismatch",
+            Self::Servfail => "servfail",
+            Self::Refused => "refused",
+            Self::Rcode => "rcode",
+        }
+    }
+}
+
+/// The metrics of this part; cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Metrics {
+    seconds: HistogramVec,
+    failures: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub(super) fn new(registry: &Registry) -> Self {
+        let seconds = HistogramOpts::new(
+            "greenlane_forward_upstream_seconds",
+            "Time from a question to the upstream's reply, by the upstream's place in the configuration.",
+        )
+        .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
+        let failures = Opts::new(
+            "greenlane_forward_upstream_failures_total",
+            "Tries that gave no usable reply, by the upstream's place in the configuration and what went wrong.",
+        );
+        Self {
+            seconds: registry.add(HistogramVec::new(seconds, &["upstream"])),
+            failures: registry.add(IntCounterVec::new(failures, &["upstream", "kind"])),
+        }
+    }
+
+    /// Takes those of the upstream at `place`, all at zero if they are new.
+    pub(super) fn of(&self, place: &str) -> Tally {
+        Tally {
+            seconds: self.seconds.with_label_values(&[place]),
+            failures: Kind::ALL.map(|kind| self.failures.with_label_values(&[place, kind.label()])),
+        }
+    }
+}
+
+/// The metrics of one upstream.
+#[derive(Clone, Debug)]
+pub(super) struct Tally {
+    /// Latency of every reply that could be walked.
+    pub(super) seconds: Histogram,
+    failures: [IntCounter; Kind::ALL.len()],
+}
+
+impl Tally {
+    /// Returns the counter of one kind of failure.
+    pub(super) fn failures(&self, kind: Kind) -> &IntCounter {
+        // `Kind::ALL` lists the kinds in the order of their discriminants; a test holds it.
+        &self.failures[kind as usize]
+    }
+
+    /// Returns how many tries failed in all.
+    pub(super) fn failed(&self) -> u64 {
+        Kind::ALL.into_iter().filter(|&kind| kind != Kind::Mismatch).map(|kind| self.failures(kind).get()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_own_counter() {
+        for (at, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, at);
+        }
+        let registry = Registry::new();
+        let tally = Metrics::new(&registry).of("upstream-1");
+        tally.failures(Kind::Refused).inc();
+        tally.failures(Kind::Mismatch).inc();
+        assert_eq!(tally.failed(), 1);
+        let text = String::from_utf8(registry.render()).unwrap();
+        assert!(text.contains(r#"upstream_failures_total{kind="refused",upstream="upstream-1"} 1"#), "{text}");
+        assert!(text.contains(r#"upstream_failures_total{kind="timeout",upstream="upstream-1"} 0"#), "{text}");
+    }
+}

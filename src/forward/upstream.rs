@@ -1,0 +1,355 @@
+//! One upstream at work: its transports, its health, and what its replies are worth.
+//!
+//! [`Peer::attempt`] is one *try*: the question over the upstream's protocol, over TCP when the UDP reply was cut,
+//! once more without EDNS when EDNS was refused, once more on a new connection when the one it went over was closed.
+//! It ends in an [`Outcome`], or waits for as long as it is polled; giving up is its caller's business. What it
+//! learns about the upstream it notes itself, so a try that somebody merely lets run on still counts.
+//!
+//! A connection is made once for all who need it, kept, and replaced when it is closed or when a try got no sign of
+//! life from it. The failure replies that are *final* are those which another upstream could only repeat.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use rustls::pki_types::ServerName;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::exchange::{Broken, Exchange, Manner, is_bare_refusal, is_truncated};
+use super::health::Health;
+use super::measure::{Kind, Tally};
+use super::{Protocol, Upstream, UpstreamStatus};
+use crate::clock::Clock;
+use crate::wire::{Question, Rules, Walked, rcode, walk};
+
+/// How a try ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// An answer for the client; NXDOMAIN and final failures among them.
+    Final(Box<Walked>),
+    /// A failure reply that another upstream may not share.
+    Refused(Box<Walked>),
+    /// No reply, or none that can be used.
+    Unusable(Trouble),
+}
+
+/// Why a try brought nothing that can be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The socket, the connection or the handshake failed; asking again now is of no use.
+    Network,
+    /// The reply cannot be walked; the next may be sound.
+    Malformed,
+}
+
+/// What an upstream is made of beside its URL.
+#[derive(Clone)]
+pub(super) struct Setting {
+    /// Its name in the metrics.
+    pub(super) place: String,
+    /// What TLS needs; with [`Protocol::Tls`] only.
+    pub(super) tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
+    /// How its answers are walked, its AD bit included.
+    pub(super) rules: Rules,
+    /// Its metrics.
+    pub(super) tally: Tally,
+    /// The bound on open UDP sockets, shared by all upstreams.
+    pub(super) sockets: Arc<Semaphore>,
+    /// Where stamps come from.
+    pub(super) clock: Clock,
+}
+
+/// One upstream at work.
+pub(super) struct Peer {
+    upstream: Upstream,
+    setting: Setting,
+    health: Mutex<Health>,
+    /// Tries begun and replies that were of use.
+    asked: AtomicU64,
+    answered: AtomicU64,
+    datagrams: Mutex<Option<Exchange>>,
+    connection: Mutex<Option<Connecting>>,
+}
+
+/// A connection, or the wait for one, shared by all who need it.
+type Connecting = Shared<BoxFuture<'static, Result<Exchange, Broken>>>;
+
+impl Peer {
+    /// Makes an upstream that was never asked.
+    pub(super) fn new(upstream: Upstream, setting: Setting) -> Self {
+        Self {
+            upstream,
+            setting,
+            health: Mutex::default(),
+            asked: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            datagrams: Mutex::new(None),
+            connection: Mutex::new(None),
+        }
+    }
+
+    /// Returns what is known of its health, locked.
+    pub(super) fn health(&self) -> parking_lot::MutexGuard<'_, Health> {
+        self.health.lock()
+    }
+
+    /// Returns whether it was ever asked.
+    pub(super) fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) > 0
+    }
+
+    /// Returns how many tries one question is worth: a packet may be lost, a connection makes up for that itself.
+    pub(super) fn tries_max(&self) -> u32 {
+        if self.upstream.protocol == Protocol::Udp { 4 } else { 2 }
+    }
+
+    /// Returns how long its next try waits before another is started beside it.
+    pub(super) fn patience(&self) -> Duration {
+        /// A connection costs two or three round trips before the question is even sent.
+        const CONNECTING: Duration = Duration::from_millis(900);
+        let patience = self.health().patience();
+        if self.upstream.protocol == Protocol::Udp || self.is_connected() { patience } else { patience.max(CONNECTING) }
+    }
+
+    /// Returns what a status page tells.
+    pub(super) fn status(&self) -> UpstreamStatus {
+        let health = self.health();
+        UpstreamStatus {
+            place: self.setting.place.clone(),
+            url: self.upstream.to_string(),
+            is_up: !health.is_down(),
+            latency: health.latency(),
+            asked: self.asked.load(Ordering::Relaxed),
+            answered: self.answered.load(Ordering::Relaxed),
+            failed: self.setting.tally.failed(),
+            last_error: health.last_error().map(str::to_owned),
+        }
+    }
+
+    /// Asks once; `patience` is when the silence is noted, not when the try ends.
+    pub(super) async fn attempt(self: Arc<Self>, question: Arc<Question>, patience: Duration) -> Outcome {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let heard = self.health().heard();
+        let mut asking = std::pin::pin!(self.ask_with_or_without_edns(&question));
+        let result = match tokio::time::timeout(patience, &mut asking).await {
+            Ok(result) => result,
+            Err(_) => {
+                self.note_silence(heard);
+                asking.await
+            }
+        };
+        self.judge(result)
+    }
+
+    /// Asks with EDNS unless it is known to refuse it, and once without if it refuses now (RFC 6891 §7).
+    async fn ask_with_or_without_edns(&self, question: &Question) -> Result<Walked, Reason> {
+        let edns = self.health().knows_edns(self.setting.clock.now());
+        let first = self.ask_and_walk(question, edns).await;
+        if !edns || !is_edns_refusal(&first) {
+            return first;
+        }
+        let second = self.ask_and_walk(question, false).await;
+        if second.is_ok() && !is_edns_refusal(&second) {
+            self.health().refused_edns(self.setting.clock.now());
+            return second;
+        }
+        // It was not EDNS then. The first reply says more, unless it was a bare header.
+        if first.is_ok() { first } else { second }
+    }
+
+    /// Gets a reply, walks it, and measures it.
+    async fn ask_and_walk(&self, question: &Question, edns: bool) -> Result<Walked, Reason> {
+        let manner = Manner { edns, authentic_data: self.setting.rules.trust_ad };
+        let (reply, latency) = self.ask(question, manner).await?;
+        self.note_reply(latency);
+        if is_bare_refusal(&reply) {
+            return Err(Reason::BareRefusal);
+        }
+        let walked = walk(&reply, question, &self.setting.rules).map_err(|_| Reason::Malformed)?;
+        if walked.truncated { Err(Reason::Malformed) } else { Ok(walked) }
+    }
+
+    /// Gets a whole reply over the upstream's protocol, and the time it took without connecting.
+    async fn ask(&self, question: &Question, manner: Manner) -> Result<(Vec<u8>, Duration), Reason> {
+        if self.upstream.protocol == Protocol::Udp {
+            let begun = Instant::now();
+            let reply = self.datagrams().ask(question, manner).await?;
+            if !is_truncated(&reply) {
+                return Ok((reply, begun.elapsed()));
+            }
+            self.note_reply(begun.elapsed());
+        }
+        self.ask_connected(question, manner).await
+    }
+
+    /// Asks over the connection; once more over a new one if it closes first.
+    async fn ask_connected(&self, question: &Question, manner: Manner) -> Result<(Vec<u8>, Duration), Reason> {
+        let mut last = None;
+        for _ in 0..2 {
+            let exchange = self.connect().await?;
+            let begun = Instant::now();
+            match exchange.ask(question, manner).await {
+                Ok(reply) => return Ok((reply, begun.elapsed())),
+                Err(broken) => last = Some(broken),
+            }
+            exchange.retire();
+        }
+        Err(last.map_or(Reason::Malformed, Reason::Broken))
+    }
+
+    /// Returns the UDP exchange, made anew if its task has ended.
+    fn datagrams(&self) -> Exchange {
+        let mut datagrams = self.datagrams.lock();
+        match &*datagrams {
+            Some(exchange) if !exchange.is_over() => exchange.clone(),
+            _ => {
+                let made = Exchange::udp(self.upstream.addr, self.setting.sockets.clone(), self.mismatches());
+                datagrams.insert(made).clone()
+            }
+        }
+    }
+
+    /// Returns the kept connection, the one being made, or a new one.
+    fn connect(&self) -> Connecting {
+        let mut connection = self.connection.lock();
+        if let Some(kept) = &*connection {
+            // Still connecting, or connected and usable.
+            if kept.peek().is_none_or(|made| made.as_ref().is_ok_and(|exchange| !exchange.is_over())) {
+                return kept.clone();
+            }
+        }
+        connection.insert(self.start_connecting()).clone()
+    }
+
+    /// Connects in a task of its own: whoever asked first may be gone before it is done.
+    fn start_connecting(&self) -> Connecting {
+        let (addr, mismatches, tls) = (self.upstream.addr, self.mismatches(), self.setting.tls.clone());
+        let task = tokio::spawn(async move {
+            match tls {
+                Some((name, config)) => Exchange::tls(addr, name, config, mismatches).await,
+                None => Exchange::tcp(addr, mismatches).await,
+            }
+        });
+        async move { task.await.unwrap_or_else(|_| Err(Broken("the runtime is ending".to_owned()))) }.boxed().shared()
+    }
+
+    /// Returns the connection if it stands.
+    fn connected(&self) -> Option<Exchange> {
+        let connection = self.connection.lock();
+        let exchange = connection.as_ref()?.peek()?.as_ref().ok()?;
+        (!exchange.is_over()).then(|| exchange.clone())
+    }
+
+    fn is_connected(&self) -> bool {
+        self.connected().is_some()
+    }
+
+    fn mismatches(&self) -> prometheus::IntCounter {
+        self.setting.tally.failures(Kind::Mismatch).clone()
+    }
+
+    /// Notes that a reply came.
+    fn note_reply(&self, latency: Duration) {
+        self.setting.tally.seconds.observe(latency.as_secs_f64());
+        if self.health().answered(latency) {
+            tracing::info!(upstream = %self.upstream, "upstream answers again");
+        }
+    }
+
+    /// Notes that a try got nothing within its patience.
+    fn note_silence(&self, heard: u64) {
+        self.setting.tally.failures(Kind::Timeout).inc();
+        let (silent, fell) = {
+            let mut health = self.health();
+            let silent = health.heard() == heard;
+            (silent, health.missed(heard, self.setting.clock.now()))
+        };
+        if fell {
+            tracing::warn!(upstream = %self.upstream, "upstream does not answer");
+        }
+        // The path of a connection may have died unseen; what waits on it goes on waiting.
+        if silent && let Some(exchange) = self.connected() {
+            exchange.retire();
+        }
+    }
+
+    /// Counts how a try ended and says what it is worth.
+    fn judge(&self, result: Result<Walked, Reason>) -> Outcome {
+        let kind = match result {
+            Ok(walked) if is_final(&walked) => {
+                self.answered.fetch_add(1, Ordering::Relaxed);
+                self.health().served(true);
+                return Outcome::Final(Box::new(walked));
+            }
+            Ok(walked) => {
+                self.health().served(false);
+                self.setting.tally.failures(kind_of(walked.answer.rcode())).inc();
+                return Outcome::Refused(Box::new(walked));
+            }
+            Err(Reason::Broken(Broken(error))) => {
+                self.note_broken(error);
+                Kind::Network
+            }
+            Err(Reason::BareRefusal) => Kind::Rcode,
+            Err(Reason::Malformed) => Kind::Malformed,
+        };
+        self.setting.tally.failures(kind).inc();
+        Outcome::Unusable(if kind == Kind::Network { Trouble::Network } else { Trouble::Malformed })
+    }
+
+    fn note_broken(&self, error: String) {
+        if self.health().broke(error.clone(), self.setting.clock.now()) {
+            tracing::warn!(upstream = %self.upstream, %error, "upstream cannot be reached");
+        }
+    }
+}
+
+/// Why asking gave nothing walked.
+#[derive(Debug)]
+enum Reason {
+    /// The transport failed.
+    Broken(Broken),
+    /// FORMERR or NOTIMP in a bare header.
+    BareRefusal,
+    /// A reply that cannot be walked, or that is cut although it had room.
+    Malformed,
+}
+
+impl From<Broken> for Reason {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
+/// Returns whether a reply may mean "I do not know EDNS" (RFC 6891 §7, §6.1.3).
+fn is_edns_refusal(result: &Result<Walked, Reason>) -> bool {
+    match result {
+        Ok(walked) => matches!(walked.answer.rcode(), rcode::FORMERR | rcode::NOTIMP | rcode::BADVERS),
+        Err(reason) => matches!(reason, Reason::BareRefusal),
+    }
+}
+
+/// Returns whether another upstream could only repeat this answer.
+///
+/// YXDOMAIN is what a DNAME that makes the name too long gives (RFC 6672 §2.2). A SERVFAIL is final when its EDE
+/// says that DNSSEC validation decided (RFC 8914: 1 and 2 unsupported algorithm or digest, 5 to 12 indeterminate to
+/// no NSEC): an upstream that does not validate must not be found to undo it.
+fn is_final(walked: &Walked) -> bool {
+    match walked.answer.rcode() {
+        rcode::NOERROR | rcode::NXDOMAIN | rcode::YXDOMAIN => true,
+        rcode::SERVFAIL => walked.answer.edes().iter().any(|ede| matches!(ede.code, 1 | 2 | 5..=12)),
+        _ => false,
+    }
+}
+
+fn kind_of(code: u16) -> Kind {
+    match code {
+        rcode::SERVFAIL => Kind::Servfail,
+        rcode::REFUSED => Kind::Refused,
+        _ => Kind::Rcode,
+    }
+}
