@@ -44,13 +44,12 @@ pub mod catalogue;
 
 pub mod cache;
 pub mod forward;
+pub mod policy;
 pub mod set;
 
 pub mod export;
 pub mod learn;
 
 pub mod web;
-
-pub mod listen;
 
 pub mod config;

@@ -1,0 +1,261 @@
+//! Special-use names, answered at home.
+//!
+//! A forwarder in front of private clients must not leak their questions for `localhost`, `home.arpa` or private
+//! reverse zones to the internet (RFC 6761, 6303, 7686, 8375, 9476, 9462). [`Special`] answers them as an empty,
+//! locally served zone would: `localhost` with the loopback addresses, the reverse names of these with `localhost`,
+//! the apex of the other zones with NODATA, everything else with NXDOMAIN, each with an SOA so that clients cache it.
+//!
+//! A forwarding route at or below such a zone is the switch: whoever routes `10.in-addr.arpa` or `corp.home.arpa` to
+//! a server of theirs wants it asked.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::name::Name;
+use crate::wire::{Question, rcode, rtype};
+
+/// The TTL of these answers and their SOA, as RFC 6303 §3 gives it.
+const TTL_SECS: u32 = 10_800;
+
+/// Names under which nothing exists, apex included: RFC 6761 §6.2 and §6.4, RFC 7686, RFC 9476, and RFC 6762 §22.1
+/// for a resolver that is not asked for multicast names.
+const NOTHING: [&str; 5] = ["invalid", "test", "onion", "alt", "local"];
+
+/// Zones served empty: RFC 8375, RFC 9462 §8.3, and the registry that RFC 6303 and RFC 7793 began.
+const EMPTY: [&str; 20] = [
+    "home.arpa",
+    "resolver.arpa",
+    "0.in-addr.arpa",
+    "10.in-addr.arpa",
+    "127.in-addr.arpa",
+    "254.169.in-addr.arpa",
+    "168.192.in-addr.arpa",
+    "2.0.192.in-addr.arpa",
+    "100.51.198.in-addr.arpa",
+    "113.0.203.in-addr.arpa",
+    "255.255.255.255.in-addr.arpa",
+    "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.ip6.arpa",
+    LOOPBACK_6,
+    "d.f.ip6.arpa",
+    "8.e.f.ip6.arpa",
+    "9.e.f.ip6.arpa",
+    "a.e.f.ip6.arpa",
+    "b.e.f.ip6.arpa",
+    "8.b.d.0.1.0.0.2.ip6.arpa",
+    // The apex of RFC 9462's discovery name: NODATA tells a client that there is nothing to discover.
+    "_dns.resolver.arpa",
+];
+
+const LOOPBACK_4: &str = "1.0.0.127.in-addr.arpa";
+const LOOPBACK_6: &str = "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.ip6.arpa";
+
+/// What stands under a zone of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Zone {
+    /// The loopback addresses, at the apex and below.
+    Localhost,
+    /// Nothing at all.
+    Nothing,
+    /// An apex with SOA and NS, nothing below.
+    Empty,
+}
+
+/// The special-use names and the routes that take some of them away.
+#[derive(Clone, Debug)]
+pub struct Special {
+    /// Keyed by the apex in wire form.
+    zones: HashMap<Box<[u8]>, Zone>,
+    routes: Vec<Name>,
+    loopback: [Option<Name>; 2],
+}
+
+impl Special {
+    /// Takes the zones that have routes of their own.
+    pub fn new(routes: Vec<Name>) -> Self {
+        let mut zones = HashMap::new();
+        let mut add = |text: &str, zone| {
+            // The tables hold well-formed names only; `every_zone_of_the_tables_parses` would show one that is not.
+            if let Ok(name) = Name::parse(text) {
+                zones.insert(name.as_wire().into(), zone);
+            }
+        };
+        add("localhost", Zone::Localhost);
+        NOTHING.iter().for_each(|text| add(text, Zone::Nothing));
+        EMPTY.iter().for_each(|text| add(text, Zone::Empty));
+        // RFC 1918's 172.16.0.0/12 and RFC 6598's 100.64.0.0/10 are many zones each.
+        (16..32).for_each(|octet| add(&format!("{octet}.172.in-addr.arpa"), Zone::Empty));
+        (64..128).for_each(|octet| add(&format!("{octet}.100.in-addr.arpa"), Zone::Empty));
+        Self { zones, routes, loopback: [LOOPBACK_4, LOOPBACK_6].map(|text| Name::parse(text).ok()) }
+    }
+
+    /// Returns the answer as a message in wire form, or `None` if the name is not ours to answer.
+    pub fn answer(&self, question: &Question) -> Option<Vec<u8>> {
+        let (apex, zone) = self.zone_of(&question.name)?;
+        let is_apex = apex.len() == question.name.as_wire().len();
+        let mut reply = Reply::new(question, apex.len());
+        match (zone, question.qtype) {
+            (Zone::Localhost, rtype::A) => reply.add(rtype::A, &Ipv4Addr::LOCALHOST.octets()),
+            (Zone::Localhost, rtype::AAAA) => reply.add(rtype::AAAA, &Ipv6Addr::LOCALHOST.octets()),
+            (Zone::Empty, rtype::PTR) if self.loopback.contains(&Some(question.name.clone())) => {
+                reply.add(rtype::PTR, b"\x09localhost\0");
+            }
+            (Zone::Empty, rtype::SOA) if is_apex => reply.add(rtype::SOA, &soa(apex)),
+            (Zone::Empty, rtype::NS) if is_apex => reply.add(rtype::NS, apex),
+            (Zone::Localhost, _) => reply.deny(rcode::NOERROR, apex),
+            (Zone::Empty, _) if is_apex || self.loopback.contains(&Some(question.name.clone())) => {
+                reply.deny(rcode::NOERROR, apex);
+            }
+            (Zone::Nothing | Zone::Empty, _) => reply.deny(rcode::NXDOMAIN, apex),
+        }
+        Some(reply.octets)
+    }
+
+    /// Finds the deepest zone of ours that holds `name`, unless a route stands at or below that zone.
+    fn zone_of<'a>(&self, name: &'a Name) -> Option<(&'a [u8], Zone)> {
+        let mut rest = name.as_wire();
+        while rest.len() > 1 {
+            if let Some(&zone) = self.zones.get(rest) {
+                let is_routed =
+                    self.routes.iter().any(|route| name.is_at_or_below(route) && route.as_wire().len() >= rest.len());
+                return (!is_routed).then_some((rest, zone));
+            }
+            rest = &rest[1 + usize::from(rest[0])..];
+        }
+        None
+    }
+}
+
+/// A reply being written: header and question first, one record after them.
+struct Reply {
+    octets: Vec<u8>,
+    /// A compression pointer to the apex inside the question.
+    apex_pointer: [u8; 2],
+}
+
+impl Reply {
+    fn new(question: &Question, apex_len: usize) -> Self {
+        let name = question.name.as_wire();
+        let mut octets = vec![0, 0, 0x80, 0x80, 0, 1, 0, 0, 0, 0, 0, 0];
+        octets.extend_from_slice(name);
+        octets.extend_from_slice(&question.qtype.to_be_bytes());
+        octets.extend_from_slice(&question.qclass.to_be_bytes());
+        // The question starts at 12 and a name has at most 255 octets, so the place always fits a pointer's 14 bits.
+        let place = 0xc000 | (12 + name.len() - apex_len) as u16;
+        Self { octets, apex_pointer: place.to_be_bytes() }
+    }
+
+    /// Answers with one record of the name asked.
+    fn add(&mut self, rtype: u16, rdata: &[u8]) {
+        self.octets[7] = 1;
+        self.record([0xc0, 12], rtype, rdata);
+    }
+
+    /// Answers with no record and the SOA of the zone (RFC 2308 §2).
+    fn deny(&mut self, rcode: u16, apex: &[u8]) {
+        self.octets[3] |= rcode as u8;
+        self.octets[9] = 1;
+        self.record(self.apex_pointer, rtype::SOA, &soa(apex));
+    }
+
+    fn record(&mut self, owner: [u8; 2], rtype: u16, rdata: &[u8]) {
+        self.octets.extend_from_slice(&owner);
+        self.octets.extend_from_slice(&rtype.to_be_bytes());
+        self.octets.extend_from_slice(&1u16.to_be_bytes());
+        self.octets.extend_from_slice(&TTL_SECS.to_be_bytes());
+        self.octets.extend_from_slice(&(rdata.len() as u16).to_be_bytes());
+        self.octets.extend_from_slice(rdata);
+    }
+}
+
+/// The SOA of a locally served zone as RFC 6303 §3 writes it: `@ nobody.invalid. 1 3600 1200 604800 10800`.
+fn soa(apex: &[u8]) -> Vec<u8> {
+    let mut rdata = apex.to_vec();
+    rdata.extend_from_slice(b"\x06nobody\x07invalid\0");
+    for number in [1, 3600, 1200, 604_800, TTL_SECS] {
+        rdata.extend_from_slice(&number.to_be_bytes());
+    }
+    rdata
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{Message, ResponseCode};
+    use hickory_proto::rr::{RData, RecordType};
+
+    use super::*;
+
+    fn ask(special: &Special, name: &str, qtype: u16) -> Option<Message> {
+        let question =
+            Question { name: Name::parse(name).unwrap(), qtype, qclass: 1, dnssec_ok: false, checking_disabled: false };
+        special.answer(&question).map(|octets| Message::from_vec(&octets).unwrap())
+    }
+
+    #[test]
+    fn every_zone_of_the_tables_parses() {
+        let special = Special::new(Vec::new());
+        assert_eq!(special.zones.len(), 1 + NOTHING.len() + EMPTY.len() + 16 + 64);
+        assert!(special.loopback.iter().all(Option::is_some));
+    }
+
+    #[test]
+    fn localhost_and_below_is_loopback() {
+        let special = Special::new(Vec::new());
+        for name in ["localhost", "a.b.LocalHost"] {
+            let a = ask(&special, name, rtype::A).unwrap();
+            assert_eq!(a.answers[0].data, RData::A(Ipv4Addr::LOCALHOST.into()));
+            let aaaa = ask(&special, name, rtype::AAAA).unwrap();
+            assert_eq!(aaaa.answers[0].data, RData::AAAA(Ipv6Addr::LOCALHOST.into()));
+            let mx = ask(&special, name, rtype::MX).unwrap();
+            assert_eq!(mx.metadata.response_code, ResponseCode::NoError);
+            assert!(mx.answers.is_empty());
+            assert_eq!(mx.authorities[0].record_type(), RecordType::SOA);
+        }
+    }
+
+    #[test]
+    fn names_for_nothing_do_not_exist() {
+        let special = Special::new(Vec::new());
+        for name in ["invalid", "a.test", "x.onion", "a.b.alt", "printer.local", "lab.home.arpa", "9.9.10.in-addr.arpa"]
+        {
+            let reply = ask(&special, name, rtype::A).unwrap();
+            assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain, "{name}");
+            assert_eq!(reply.authorities.len(), 1, "{name}");
+        }
+        for name in ["example.com", "tests", "16.172.example", "32.172.in-addr.arpa", "arpa", "."] {
+            assert!(ask(&special, name, rtype::A).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_empty_zone_has_an_apex() {
+        let special = Special::new(Vec::new());
+        let soa = ask(&special, "home.arpa", rtype::SOA).unwrap();
+        assert_eq!(soa.answers[0].record_type(), RecordType::SOA);
+        let ns = ask(&special, "10.in-addr.arpa", rtype::NS).unwrap();
+        assert_eq!(ns.answers[0].record_type(), RecordType::NS);
+        let a = ask(&special, "31.172.in-addr.arpa", rtype::A).unwrap();
+        assert_eq!(a.metadata.response_code, ResponseCode::NoError);
+        let discovery = ask(&special, "_dns.resolver.arpa", 64).unwrap();
+        assert_eq!(discovery.metadata.response_code, ResponseCode::NoError);
+        assert!(discovery.answers.is_empty());
+    }
+
+    #[test]
+    fn loopback_reverse_names_are_localhost() {
+        let special = Special::new(Vec::new());
+        for name in [LOOPBACK_4, LOOPBACK_6] {
+            let reply = ask(&special, name, rtype::PTR).unwrap();
+            assert_eq!(reply.answers[0].data.to_string(), "localhost.");
+        }
+    }
+
+    #[test]
+    fn a_route_takes_its_names_away() {
+        let routes = ["10.in-addr.arpa", "lab.test", "arpa"].map(|text| Name::parse(text).unwrap());
+        let special = Special::new(routes.to_vec());
+        assert!(ask(&special, "1.2.3.10.in-addr.arpa", rtype::PTR).is_none());
+        assert!(ask(&special, "a.lab.test", rtype::A).is_none());
+        assert!(ask(&special, "b.test", rtype::A).is_some(), "another name of the zone stays ours");
+        assert!(ask(&special, "home.arpa", rtype::A).is_some(), "a route above the zone is no wish for it");
+    }
+}
