@@ -17,11 +17,31 @@
 //! ends up in [`Config::not_built`].
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::source::Problem;
+use crate::source::{Location, Problem, Problems};
 use crate::{cache, catalogue, export, forward, learn, listen, web};
 
+mod env;
+mod error;
+mod key;
+mod print;
+mod raw;
+mod read;
 mod resolve;
+mod table;
+mod units;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+use error::{Fault, Faults};
+use raw::Document;
+
+pub use env::Env;
+pub use print::default_file;
 
 /// Everything that an operator can say, checked, in the parts' own terms.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +69,55 @@ pub struct Config {
     /// One warning for each key or table that is set to something other than its default while its part is not
     /// built; in the order of the file.
     pub not_built: Vec<Problem>,
+}
+
+impl Config {
+    /// Reads the file at `path`, and the variables that override it.
+    ///
+    /// # Errors
+    /// Every problem of the file and the variables; one if the file cannot be read. The place names the file as
+    /// `path` does.
+    pub fn load(path: &Path, env: &Env) -> Result<Self, Problems> {
+        let file: Arc<str> = path.display().to_string().into();
+        let octets = std::fs::read(path).map_err(|error| {
+            let message = format!("cannot be read: {error}, expected a file in TOML");
+            Problems(vec![Problem::new(Location::file(file.clone()), message)])
+        })?;
+        let text = std::str::from_utf8(&octets).map_err(|error| {
+            let before = String::from_utf8_lossy(&octets[..error.valid_up_to()]);
+            let location = Location::in_text(file, &before, before.len());
+            Problems(vec![Problem::new(location, Fault::NotUtf8.to_string())])
+        })?;
+        Self::from_text(text, path, env)
+    }
+
+    /// Reads a text as if it stood in `file`, and the variables that override it. Neither the file nor anything
+    /// that the text names is touched.
+    ///
+    /// # Errors
+    /// Every problem of the text, in its order, then those of the variables. Behind a mistake in the TOML syntax
+    /// only further such mistakes are noted.
+    pub fn from_text(text: &str, file: &Path, env: &Env) -> Result<Self, Problems> {
+        let mut faults = Faults::default();
+        let name: Arc<str> = file.display().to_string().into();
+        let document = Document::parse(text, name, env);
+        let raw = document.walk(&mut faults);
+        let config = resolve::resolve(&raw, file.parent().unwrap_or_else(|| Path::new("")), &mut faults);
+        match document.first_mistake() {
+            Some(location) => faults.keep_before(&location),
+            None => resolve::check_required(&raw, &mut faults),
+        }
+        document.note_mistakes(&mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(faults.into_problems()) }
+    }
+
+    /// Returns the defaults with the variables that override them; for a start without any file.
+    ///
+    /// # Errors
+    /// Every problem of the variables.
+    pub fn without_file(env: &Env) -> Result<Self, Problems> {
+        Self::from_text("", Path::new("config.toml"), env)
+    }
 }
 
 /// What an empty file means; relative paths start at the working folder.
