@@ -52,4 +52,6 @@ pub mod learn;
 
 pub mod web;
 
+pub mod listen;
+
 pub mod config;

@@ -1,1 +1,215 @@
 //! The configuration: the file as written, and what it means.
+//!
+//! ```text
+//!  config.toml ─┐
+//!               ├─▶ raw: tables and keys, each with its place ─▶ resolve: typed, checked ─▶ Config
+//!  GREENLANE__… ┘         (unknown ones are reported)               (each part's `Options`)
+//! ```
+//!
+//! One table of keys (`table.rs`) holds every key there is: its type, its default as text, the line that explains
+//! it, and whether the part behind it is built. The file `config.toml` at the top of the repository is that table
+//! printed, and a test holds it to that.
+//!
+//! Every key has a default, so an empty file is a whole configuration. All problems of a run are reported at once,
+//! each with its place: `config.toml:41:12: cache.size: expected …, found …`; for a value from the environment the
+//! place is the variable's name. Relative paths start at the folder of the file, also those from the environment.
+//! A key whose part is not built yet is checked like any other and, if set to something other than its default,
+//! ends up in [`Config::not_built`].
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::source::{Location, Problem, Problems};
+use crate::{cache, catalogue, export, forward, learn, listen, web};
+
+mod env;
+mod error;
+mod key;
+mod print;
+mod raw;
+mod read;
+mod resolve;
+mod table;
+mod units;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+use error::{Fault, Faults};
+use raw::Document;
+
+pub use env::Env;
+pub use print::default_file;
+
+/// Everything that an operator can say, checked, in the parts' own terms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `[listen]` but `web`, and `[clients]`.
+    pub listen: listen::Options,
+    /// `listen.web` and `[web]`.
+    pub web: web::Options,
+    /// `[forward]`.
+    pub forward: forward::Options,
+    /// `[cache]`.
+    pub cache: cache::Options,
+    /// `[catalogue]` but `watch`; the path already starts at the file's folder.
+    pub catalogue: catalogue::Options,
+    /// `catalogue.watch`: whether a change in the folder reloads the catalogue.
+    pub watch: bool,
+    /// `[tag]`.
+    pub tag: TagOptions,
+    /// `[learn]`; `own` holds the addresses that we listen on and those of the upstreams, sorted.
+    pub learn: learn::Options,
+    /// `[[export.file]]`, in the order of the file; paths already start at the file's folder.
+    pub export_files: Vec<export::file::Options>,
+    /// `[log]`.
+    pub log: LogOptions,
+    /// One warning for each key or table that is set to something other than its default while its part is not
+    /// built; in the order of the file.
+    pub not_built: Vec<Problem>,
+}
+
+impl Config {
+    /// Reads the file at `path`, and the variables that override it.
+    ///
+    /// # Errors
+    /// Every problem of the file and the variables; one if the file cannot be read. The place names the file as
+    /// `path` does.
+    pub fn load(path: &Path, env: &Env) -> Result<Self, Problems> {
+        let file: Arc<str> = path.display().to_string().into();
+        let octets = std::fs::read(path).map_err(|error| {
+            let message = format!("cannot be read: {error}, expected a file in TOML");
+            Problems(vec![Problem::new(Location::file(file.clone()), message)])
+        })?;
+        let text = std::str::from_utf8(&octets).map_err(|error| {
+            let before = String::from_utf8_lossy(&octets[..error.valid_up_to()]);
+            let location = Location::in_text(file, &before, before.len());
+            Problems(vec![Problem::new(location, Fault::NotUtf8.to_string())])
+        })?;
+        Self::from_text(text, path, env)
+    }
+
+    /// Reads a text as if it stood in `file`, and the variables that override it. Neither the file nor anything
+    /// that the text names is touched.
+    ///
+    /// # Errors
+    /// Every problem of the text, in its order, then those of the variables. Behind a mistake in the TOML syntax
+    /// only further such mistakes are noted.
+    pub fn from_text(text: &str, file: &Path, env: &Env) -> Result<Self, Problems> {
+        let mut faults = Faults::default();
+        let name: Arc<str> = file.display().to_string().into();
+        let document = Document::parse(text, name, env);
+        let raw = document.walk(&mut faults);
+        let config = resolve::resolve(&raw, file.parent().unwrap_or_else(|| Path::new("")), &mut faults);
+        match document.first_mistake() {
+            Some(location) => faults.keep_before(&location),
+            None => resolve::check_required(&raw, &mut faults),
+        }
+        document.note_mistakes(&mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(faults.into_problems()) }
+    }
+
+    /// Returns the defaults with the variables that override them; for a start without any file.
+    ///
+    /// # Errors
+    /// Every problem of the variables.
+    pub fn without_file(env: &Env) -> Result<Self, Problems> {
+        Self::from_text("", Path::new("config.toml"), env)
+    }
+}
+
+/// What an empty file means; relative paths start at the working folder.
+impl Default for Config {
+    fn default() -> Self {
+        let listen = listen::Options::default();
+        let forward = forward::Options::default();
+        let own = resolve::own_addresses(&listen, &forward);
+        Self {
+            listen,
+            web: web::Options { listen: Some(WEB_BY_DEFAULT), ..web::Options::default() },
+            forward,
+            cache: cache::Options::default(),
+            catalogue: catalogue::Options::default(),
+            watch: true,
+            tag: TagOptions::default(),
+            learn: learn::Options { own, ..learn::Options::default() },
+            export_files: Vec::new(),
+            log: LogOptions::default(),
+            not_built: Vec::new(),
+        }
+    }
+}
+
+/// Where feeds, API and metrics are served unless `listen.web` says otherwise.
+const WEB_BY_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8053);
+
+/// How a matching answer tells its match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TagOptions {
+    /// Code of the EDNS option, 65001 to 65534 (local use, RFC 6891 §9); 0 for none.
+    pub edns_option: u16,
+    /// Whether an extended DNS error of code 0 says it too (RFC 8914).
+    pub extended_error: bool,
+}
+
+impl Default for TagOptions {
+    fn default() -> Self {
+        Self { edns_option: 65_313, extended_error: true }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The least severe messages that are written.
+    pub level: LogLevel,
+    /// Their form.
+    pub format: LogFormat,
+}
+
+/// Severity, from silence to everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What failed.
+    Error,
+    /// And what an operator should look at.
+    #[default]
+    Warn,
+    /// And what happened.
+    Info,
+    /// And why.
+    Debug,
+    /// And every step.
+    Trace,
+}
+
+impl LogLevel {
+    /// Every level, the quietest first.
+    pub const ALL: [Self; 6] = [Self::Off, Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
+
+    /// Returns the word for it in the configuration and in `tracing`'s filters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -26,7 +26,7 @@ mod waiting;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,6 +154,29 @@ pub struct Options {
     pub trust_ad: TrustAd,
     /// Zones with upstreams of their own.
     pub routes: Vec<Route>,
+}
+
+/// Quad9 over TLS, fastest first, 8 s a question.
+impl Default for Options {
+    fn default() -> Self {
+        let quad9 = |addr| Upstream {
+            protocol: Protocol::Tls,
+            addr: SocketAddr::new(addr, 853),
+            tls_name: Some("dns.quad9.net".to_owned()),
+        };
+        Self {
+            upstreams: vec![
+                quad9(IpAddr::V4(Ipv4Addr::new(9, 9, 9, 9))),
+                quad9(IpAddr::V4(Ipv4Addr::new(149, 112, 112, 112))),
+                quad9(IpAddr::V6(Ipv6Addr::new(0x2620, 0xfe, 0, 0, 0, 0, 0, 0xfe))),
+                quad9(IpAddr::V6(Ipv6Addr::new(0x2620, 0xfe, 0, 0, 0, 0, 0, 9))),
+            ],
+            strategy: Strategy::default(),
+            timeout: Duration::from_secs(8),
+            trust_ad: TrustAd::default(),
+            routes: Vec::new(),
+        }
+    }
 }
 
 /// Why [`Options`] cannot be used.

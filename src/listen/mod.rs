@@ -1,6 +1,6 @@
 //! Questions come in: sockets, frames, who may ask.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::prefix::Prefix;
 
@@ -26,4 +26,18 @@ pub struct Options {
     pub max_connections: usize,
     /// Most TCP connections of one client prefix (/24, /56).
     pub max_connections_per_client: usize,
+}
+
+/// Port 5300 on loopback, for loopback and the private ranges.
+impl Default for Options {
+    fn default() -> Self {
+        let address = |ip| Address { addr: SocketAddr::new(ip, 5300), is_default: true };
+        Self {
+            dns: vec![address(IpAddr::V4(Ipv4Addr::LOCALHOST)), address(IpAddr::V6(Ipv6Addr::LOCALHOST))],
+            // Each text is a prefix, as a test of the configuration holds.
+            allow: access::ALLOWED_BY_DEFAULT.iter().filter_map(|text| text.parse().ok()).collect(),
+            max_connections: 1000,
+            max_connections_per_client: 200,
+        }
+    }
 }

@@ -1,0 +1,374 @@
+//! The file's values as the parts' options, checked against each other.
+//!
+//! A value that is not written, or wrong, takes its default, so that the checks go on and one run notes every
+//! fault; the caller uses the result only if there was none.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::error::{Fault, Faults, First};
+use super::key::{AnyKey, State, Unset};
+use super::raw::{At, Entries, Raw};
+use super::units::print_duration;
+use super::{Config, LogOptions, TagOptions, table, upstream};
+use crate::forward::{Protocol, Route, Upstream};
+use crate::prefix::Prefix;
+use crate::source::{Located, Location, Problem};
+use crate::{cache, catalogue, export, forward, learn, listen, web};
+
+/// Makes the configuration. Relative paths start at `folder`.
+pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Config {
+    let entries = &raw.entries;
+    let (listen, web) = sockets(entries, faults);
+    let forward = forward(raw, &listen, faults);
+    let own = own_addresses(&listen, &forward);
+    Config {
+        web,
+        cache: cache(entries, faults),
+        catalogue: catalogue(entries, folder, faults),
+        watch: entries.read(&table::CATALOGUE_WATCH, faults).unwrap_or(true),
+        tag: tag(entries, faults),
+        learn: learn(entries, own, faults),
+        export_files: export_files(raw, folder, faults),
+        log: log(entries, faults),
+        not_built: not_built(raw, faults),
+        listen,
+        forward,
+    }
+}
+
+/// Notes each key that a `[[table]]` cannot do without and has not.
+pub(super) fn check_required(raw: &Raw<'_>, faults: &mut Faults) {
+    for table in &raw.tables {
+        let of_table = table::KEYS.iter().map(|key| key.spec()).filter(|spec| spec.table() == table.table.path);
+        for spec in of_table.filter(|spec| table.entries.item(spec.path).is_none()) {
+            if let Unset::Required(example) = spec.unset {
+                let expected = format!("{} = {example}", spec.name());
+                faults.push(table.at.location(), spec.path, Fault::Missing { expected });
+            }
+        }
+    }
+}
+
+/// `[listen]`, `[clients]` and `[web]`, which share the ports of this host.
+fn sockets(entries: &Entries<'_>, faults: &mut Faults) -> (listen::Options, web::Options) {
+    let default = Config::default();
+    let dns = entries.read(&table::LISTEN_DNS, faults);
+    let web = entries.read(&table::LISTEN_WEB, faults);
+    check_overlaps(entries, dns.as_deref(), web, &default, faults);
+    let listen = listen::Options {
+        dns: dns.map_or_else(|| default.listen.dns.clone(), |dns| addresses(&dns, &default.listen.dns)),
+        allow: entries.read(&table::CLIENTS_ALLOW, faults).unwrap_or(default.listen.allow),
+        max_connections: entries
+            .read(&table::CLIENTS_MAX_CONNECTIONS, faults)
+            .unwrap_or(default.listen.max_connections),
+        max_connections_per_client: entries
+            .read(&table::CLIENTS_PER_CLIENT, faults)
+            .unwrap_or(default.listen.max_connections_per_client),
+    };
+    let web = web::Options {
+        listen: web.unwrap_or(default.web.listen),
+        allow: entries.read(&table::WEB_ALLOW, faults).unwrap_or(default.web.allow),
+    };
+    (listen, web)
+}
+
+/// Takes addresses as they were written. One that equals a built-in default counts as that default, so that the
+/// shipped file behaves like an empty one.
+fn addresses(written: &[Located<SocketAddr>], defaults: &[listen::Address]) -> Vec<listen::Address> {
+    let is_default = |addr| defaults.iter().any(|default| default.addr == addr);
+    written.iter().map(|at| listen::Address { addr: at.value, is_default: is_default(at.value) }).collect()
+}
+
+/// A socket that will be opened, and where it was written.
+struct Socket {
+    key: &'static str,
+    addr: SocketAddr,
+    /// `None` for a default.
+    location: Option<Location>,
+}
+
+/// Notes addresses that cannot be open together: the same one twice, or one and the wildcard of its family.
+fn check_overlaps(
+    entries: &Entries<'_>,
+    dns: Option<&[Located<SocketAddr>]>,
+    web: Option<Option<SocketAddr>>,
+    default: &Config,
+    faults: &mut Faults,
+) {
+    let (dns_key, web_key) = (table::LISTEN_DNS.spec.path, table::LISTEN_WEB.spec.path);
+    let mut sockets: Vec<Socket> = match dns {
+        Some(written) => written
+            .iter()
+            .map(|at| Socket { key: dns_key, addr: at.value, location: Some(at.location.clone()) })
+            .collect(),
+        None => default
+            .listen
+            .dns
+            .iter()
+            .map(|address| Socket { key: dns_key, addr: address.addr, location: None })
+            .collect(),
+    };
+    let web_location = entries.item(web_key).map(|item| item.at.location());
+    let web = web.unwrap_or(default.web.listen).map(|addr| Socket { key: web_key, addr, location: web_location });
+    sockets.extend(web);
+    for (i, later) in sockets.iter().enumerate() {
+        if let Some(first) = sockets[..i].iter().find(|first| overlap(first.addr, later.addr)) {
+            note_overlap(first, later, faults);
+        }
+    }
+}
+
+/// Notes two sockets that cannot be open together where one of them is written, the later one if both are.
+fn note_overlap(first: &Socket, later: &Socket, faults: &mut Faults) {
+    let (here, location, other) = match (&first.location, &later.location) {
+        (_, Some(location)) => (later, location, first),
+        (Some(location), None) => (first, location, later),
+        (None, None) => return,
+    };
+    let place = other.location.clone().map_or(First::DefaultOf(other.key), First::At);
+    let what = here.addr.to_string();
+    let fault = if here.addr == other.addr {
+        Fault::Twice { what, first: place }
+    } else {
+        Fault::Overlap { what, other: other.addr.to_string(), first: place }
+    };
+    faults.push(location.clone(), here.key, fault);
+}
+
+/// Returns whether two sockets cannot be open together. Each family has its own wildcard (IPV6_V6ONLY), and port 0
+/// is another port each time.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let is_wildcard = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && a.is_ipv4() == b.is_ipv4() && (a.ip() == b.ip() || is_wildcard)
+}
+
+/// `[forward]` and its routes.
+fn forward(raw: &Raw<'_>, listen: &listen::Options, faults: &mut Faults) -> forward::Options {
+    let default = forward::Options::default();
+    let entries = &raw.entries;
+    let upstreams = entries.read(&table::FORWARD_UPSTREAMS, faults);
+    if let Some(upstreams) = &upstreams {
+        check_upstreams(table::FORWARD_UPSTREAMS.spec.path, upstreams, listen, faults);
+    }
+    forward::Options {
+        upstreams: upstreams.map_or(default.upstreams, values),
+        strategy: entries.read(&table::FORWARD_STRATEGY, faults).unwrap_or(default.strategy),
+        timeout: entries.read(&table::FORWARD_TIMEOUT, faults).unwrap_or(default.timeout),
+        trust_ad: entries.read(&table::FORWARD_TRUST_AD, faults).unwrap_or(default.trust_ad),
+        routes: routes(raw, listen, faults),
+    }
+}
+
+/// `[[forward.route]]`, each zone once.
+fn routes(raw: &Raw<'_>, listen: &listen::Options, faults: &mut Faults) -> Vec<Route> {
+    let mut routes = Vec::new();
+    let mut zones = Vec::new();
+    for table in raw.tables("forward.route") {
+        // Both are read before either is missed, so that each fault is noted.
+        let zone = table.entries.read(&table::ROUTE_ZONE, faults);
+        let upstreams = table.entries.read(&table::ROUTE_UPSTREAMS, faults);
+        if let Some(upstreams) = &upstreams {
+            check_upstreams(table::ROUTE_UPSTREAMS.spec.path, upstreams, listen, faults);
+        }
+        if let Some(zone) = &zone {
+            check_once(table::ROUTE_ZONE.spec.path, &mut zones, zone.clone(), ToString::to_string, faults);
+        }
+        if let (Some(zone), Some(upstreams)) = (zone, upstreams) {
+            routes.push(Route { zone: zone.value, upstreams: values(upstreams) });
+        }
+    }
+    routes
+}
+
+/// Notes an upstream that stands twice in its list, and one that is this server itself.
+fn check_upstreams(key: &str, upstreams: &[Located<Upstream>], listen: &listen::Options, faults: &mut Faults) {
+    let mut seen = Vec::new();
+    for at in upstreams {
+        check_once(key, &mut seen, at.clone(), upstream::print, faults);
+        let is_plain = matches!(at.value.protocol, Protocol::Udp | Protocol::Tcp);
+        let ourselves = listen.dns.iter().find(|ours| is_plain && is_reached(ours.addr, at.value.addr));
+        if let Some(ours) = ourselves {
+            let fault = Fault::Circle { upstream: upstream::print(&at.value), listening: ours.addr.to_string() };
+            faults.push(at.location.clone(), key, fault);
+        }
+    }
+}
+
+/// Returns whether a question to `asked` surely reaches a socket on `listening`. A wildcard also takes the host's
+/// other addresses, which only the running host knows.
+fn is_reached(listening: SocketAddr, asked: SocketAddr) -> bool {
+    let same_host = listening.ip() == asked.ip() || (listening.ip().is_unspecified() && asked.ip().is_loopback());
+    listening.port() == asked.port() && listening.is_ipv4() == asked.is_ipv4() && same_host
+}
+
+/// Notes `later` if its value was seen, else remembers it.
+fn check_once<T: PartialEq>(
+    key: &str,
+    seen: &mut Vec<Located<T>>,
+    later: Located<T>,
+    print: impl Fn(&T) -> String,
+    faults: &mut Faults,
+) {
+    match seen.iter().find(|first| first.value == later.value) {
+        Some(first) => {
+            let fault = Fault::Twice { what: print(&later.value), first: First::At(first.location.clone()) };
+            faults.push(later.location, key, fault);
+        }
+        None => seen.push(later),
+    }
+}
+
+/// Drops the places.
+fn values<T>(located: Vec<Located<T>>) -> Vec<T> {
+    located.into_iter().map(|at| at.value).collect()
+}
+
+/// `[cache]`.
+fn cache(entries: &Entries<'_>, faults: &mut Faults) -> cache::Options {
+    let default = cache::Options::default();
+    let options = cache::Options {
+        size_bytes: entries.read(&table::CACHE_SIZE, faults).unwrap_or(default.size_bytes),
+        min_ttl: entries.read(&table::CACHE_MIN_TTL, faults).unwrap_or(default.min_ttl),
+        max_ttl: entries.read(&table::CACHE_MAX_TTL, faults).unwrap_or(default.max_ttl),
+        negative_max_ttl: entries.read(&table::CACHE_NEGATIVE_MAX_TTL, faults).unwrap_or(default.negative_max_ttl),
+    };
+    if options.min_ttl > options.max_ttl {
+        let (min, max) = (&table::CACHE_MIN_TTL.spec, &table::CACHE_MAX_TTL.spec);
+        let least = Fault::Unexpected {
+            expected: format!("at most {} ({})", max.path, print_duration(options.max_ttl)),
+            found: print_duration(options.min_ttl),
+        };
+        let most = Fault::Unexpected {
+            expected: format!("at least {} ({})", min.path, print_duration(options.min_ttl)),
+            found: print_duration(options.max_ttl),
+        };
+        // One of them is written, since the defaults are in order.
+        if let Some(item) = entries.item(min.path) {
+            item.fault(least, faults);
+        } else if let Some(item) = entries.item(max.path) {
+            item.fault(most, faults);
+        }
+    }
+    options
+}
+
+/// `[catalogue]` but `watch`.
+fn catalogue(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> catalogue::Options {
+    let default = catalogue::Options::default();
+    let disabled = entries.read(&table::CATALOGUE_DISABLED, faults);
+    let never = entries.read(&table::CATALOGUE_NEVER, faults);
+    catalogue::Options {
+        path: start_at(folder, entries.read(&table::CATALOGUE_PATH, faults).unwrap_or(default.path)),
+        disabled: disabled.map_or(default.disabled, |ids| ids.iter().map(ToString::to_string).collect()),
+        never: never.map_or(default.never, |names| names.iter().map(ToString::to_string).collect()),
+    }
+}
+
+/// `[tag]`.
+fn tag(entries: &Entries<'_>, faults: &mut Faults) -> TagOptions {
+    let default = TagOptions::default();
+    TagOptions {
+        edns_option: entries.read(&table::TAG_EDNS_OPTION, faults).unwrap_or(default.edns_option),
+        extended_error: entries.read(&table::TAG_EXTENDED_ERROR, faults).unwrap_or(default.extended_error),
+    }
+}
+
+/// `[learn]`, with the addresses that the rest of the file makes our own.
+fn learn(entries: &Entries<'_>, own: Vec<Prefix>, faults: &mut Faults) -> learn::Options {
+    let default = learn::Options::default();
+    learn::Options {
+        hold: entries.read(&table::LEARN_HOLD, faults).unwrap_or(default.hold),
+        min_hold: entries.read(&table::LEARN_MIN_HOLD, faults).unwrap_or(default.min_hold),
+        grace: entries.read(&table::LEARN_GRACE, faults).unwrap_or(default.grace),
+        never: entries.read(&table::LEARN_NEVER, faults).unwrap_or(default.never),
+        treat_as_public: entries.read(&table::LEARN_TREAT_AS_PUBLIC, faults).unwrap_or(default.treat_as_public),
+        nat64: entries.read(&table::LEARN_NAT64, faults).unwrap_or(default.nat64),
+        own,
+        max_total: entries.read(&table::LEARN_MAX_TOTAL, faults).unwrap_or(default.max_total),
+        max_per_name: entries.read(&table::LEARN_MAX_PER_NAME, faults).unwrap_or(default.max_per_name),
+        max_per_trigger: entries.read(&table::LEARN_MAX_PER_TRIGGER, faults).unwrap_or(default.max_per_trigger),
+        new_per_client_per_minute: entries
+            .read(&table::LEARN_NEW_PER_CLIENT_PER_MINUTE, faults)
+            .unwrap_or(default.new_per_client_per_minute),
+    }
+}
+
+/// `[[export.file]]`, each path once.
+fn export_files(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Vec<export::file::Options> {
+    let mut files = Vec::new();
+    let mut paths = Vec::new();
+    for table in raw.tables("export.file") {
+        let path = table.entries.read(&table::FILE_PATH, faults);
+        let format = table.entries.read(&table::FILE_FORMAT, faults).unwrap_or(export::format::Format::Txt);
+        let on_change = table.entries.read(&table::FILE_ON_CHANGE, faults).unwrap_or_default();
+        let Some(path) = path else {
+            continue;
+        };
+        let path = Located::new(start_at(folder, path.value), path.location);
+        check_once(table::FILE_PATH.spec.path, &mut paths, path.clone(), |path| path.display().to_string(), faults);
+        files.push(export::file::Options { path: path.value, format, on_change: command(folder, on_change) });
+    }
+    files
+}
+
+/// Lets a program that is given by a relative path start at `folder`; a bare name is looked up in `PATH`.
+fn command(folder: &Path, mut command: Vec<String>) -> Vec<String> {
+    if let Some(program) = command.first_mut().filter(|program| program.contains('/')) {
+        let path = start_at(folder, PathBuf::from(&*program));
+        // A folder that is not UTF-8 leaves the program as it was written.
+        if let Some(path) = path.to_str() {
+            *program = path.to_owned();
+        }
+    }
+    command
+}
+
+/// Puts `folder` before a relative path.
+fn start_at(folder: &Path, path: PathBuf) -> PathBuf {
+    if folder.as_os_str().is_empty() { path } else { folder.join(path) }
+}
+
+/// `[log]`.
+fn log(entries: &Entries<'_>, faults: &mut Faults) -> LogOptions {
+    LogOptions {
+        level: entries.read(&table::LOG_LEVEL, faults).unwrap_or_default(),
+        format: entries.read(&table::LOG_FORMAT, faults).unwrap_or_default(),
+    }
+}
+
+/// Checks every value whose part is not built, and warns of those that are not at their default; a `[[table]]`
+/// whose part is not built is warned of as a whole.
+fn not_built(raw: &Raw<'_>, faults: &mut Faults) -> Vec<Problem> {
+    let mut warnings = Faults::default();
+    let mut later = |at: At<'_>, path: &str| warnings.push(at.location(), path, Fault::NotBuilt);
+    let is_later = |key: &dyn AnyKey| key.spec().state == State::Later;
+    for (key, item) in raw.entries.iter().filter(|(key, _)| is_later(*key)) {
+        if key.differs(item, faults) {
+            later(item.at, key.spec().path);
+        }
+    }
+    for table in &raw.tables {
+        for (key, item) in table.entries.iter().filter(|(key, _)| is_later(*key)) {
+            let differs = key.differs(item, faults);
+            if differs && table.table.state == State::Built {
+                later(item.at, key.spec().path);
+            }
+        }
+        if table.table.state == State::Later {
+            later(table.at, &format!("[[{}]]", table.table.path));
+        }
+    }
+    warnings.into_problems().0
+}
+
+/// Collects the addresses that must never be learned: those that we listen on and those of the upstreams.
+pub(super) fn own_addresses(listen: &listen::Options, forward: &forward::Options) -> Vec<Prefix> {
+    let listening = listen.dns.iter().map(|address| address.addr.ip()).filter(|ip| !ip.is_unspecified());
+    let routed = forward.routes.iter().flat_map(|route| &route.upstreams);
+    let upstreams = forward.upstreams.iter().chain(routed).map(|upstream| upstream.addr.ip());
+    let mut own: Vec<Prefix> = listening.chain(upstreams).map(|ip| Prefix::host(ip.to_canonical())).collect();
+    own.sort();
+    own.dedup();
+    own
+}
