@@ -406,10 +406,9 @@ async fn ask_datagram(addr: SocketAddr, query: &[u8], mismatches: &IntCounter) -
     loop {
         let len = socket.recv(&mut room).await?;
         let reply = &room[..len];
-        if reply.get(..2) == query.get(..2) && is_reply(reply, question) {
-            if let Some(envelope) = envelope(reply) {
-                return Ok(envelope);
-            }
+        let is_ours = reply.get(..2) == query.get(..2) && is_reply(reply, question);
+        if let Some(envelope) = envelope(reply).filter(|_| is_ours) {
+            return Ok(envelope);
         }
         mismatches.inc();
     }

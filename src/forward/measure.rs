@@ -13,6 +13,8 @@ pub(super) enum Kind {
     Network,
     /// The reply could not be walked, or was cut over TCP too.
     Malformed,
+    /// The UDP reply was cut and there was none over TCP.
+    Truncated,
     /// Not a try: a packet that answered another question and was dropped.
     Mismatch,
     /// SERVFAIL.
@@ -24,14 +26,23 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 7] =
-        [Self::Timeout, Self::Network, Self::Malformed, Self::Mismatch, Self::Servfail, Self::Refused, Self::Rcode];
+    const ALL: [Self; 8] = [
+        Self::Timeout,
+        Self::Network,
+        Self::Malformed,
+        Self::Truncated,
+        Self::Mismatch,
+        Self::Servfail,
+        Self::Refused,
+        Self::Rcode,
+    ];
 
     fn label(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",
             Self::Network => "network",
             Self::Malformed => "malformed",
+            Self::Truncated => "truncated",
             Self::Mismatch => "mismatch",
             Self::Servfail => "servfail",
             Self::Refused => "refused",

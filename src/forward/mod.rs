@@ -14,13 +14,14 @@
 //! the upstream's AD bit is believed ([`TrustAd`]), since only then is the reply's of use (RFC 6840 §5.7).
 //!
 //! Bounds: [`WAITING_MAX`] questions wait at a time, the oldest gives way; each at most [`Options::timeout`]; four
-//! tries per upstream; UDP sockets at most half of what the process may open. Dropping the future of an `ask` gives up
+//! tries per upstream; UDP sockets at most half of what the process may open, in equal shares. Dropping the future of an `ask` gives up
 //! its tries. A question that fails does so with a [`Failure`], each of which has its EDE (RFC 8914).
 
 mod exchange;
 mod group;
 mod health;
 mod measure;
+mod tls;
 mod upstream;
 mod waiting;
 
@@ -31,9 +32,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -49,6 +48,9 @@ use crate::wire::{Ede, Question, Rules, Walked, ede};
 
 /// How many questions wait for an upstream at a time.
 pub const WAITING_MAX: usize = 4096;
+
+/// How many UDP sockets an upstream may have open at least, however many upstreams share what there is.
+const SOCKETS_MIN: usize = 16;
 
 /// The environment variable that names a PEM file of certificate authorities to trust beside the built-in ones.
 pub const ROOTS_VARIABLE: &str = "SSL_CERT_FILE";
@@ -277,7 +279,7 @@ impl Forward {
     /// # Errors
     /// [`OptionsError`] as its variants say.
     pub fn new(options: Options, rules: Rules, clock: Clock, registry: &Registry) -> Result<Self, OptionsError> {
-        Self::with_roots(options, rules, clock, registry, roots_from_environment()?)
+        Self::with_roots(options, rules, clock, registry, tls::roots_from_environment()?)
     }
 
     /// Does as [`Forward::new`], with `roots` beside the built-in ones and without a look at the environment.
@@ -301,7 +303,7 @@ impl Forward {
     /// # Errors
     /// [`OptionsError`] as its variants say.
     pub fn renewed(&self, options: Options, rules: Rules) -> Result<Self, OptionsError> {
-        Self::build(options, rules, self.clock.clone(), self.metrics.clone(), roots_from_environment()?)
+        Self::build(options, rules, self.clock.clone(), self.metrics.clone(), tls::roots_from_environment()?)
     }
 
     /// Asks the upstreams of the deepest route that covers the name, or the general ones.
@@ -355,12 +357,13 @@ impl Forward {
         metrics: Metrics,
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self, OptionsError> {
+        let upstream_count = options.upstreams.len() + options.routes.iter().map(|r| r.upstreams.len()).sum::<usize>();
         let maker = Maker {
             strategy: options.strategy,
             trust_ad: options.trust_ad,
             rules,
-            tls: Arc::new(tls_config(roots)?),
-            sockets: Arc::new(Semaphore::new(exchange::sockets_max())),
+            tls: Arc::new(tls::client_config(roots)?),
+            sockets_max: (exchange::sockets_max() / upstream_count.max(1)).max(SOCKETS_MIN),
             lingering: Arc::new(Semaphore::new(group::LINGERING_MAX)),
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -385,7 +388,8 @@ struct Maker {
     trust_ad: TrustAd,
     rules: Rules,
     tls: Arc<rustls::ClientConfig>,
-    sockets: Arc<Semaphore>,
+    /// Of each upstream: a dead one must not keep the sockets that the others need.
+    sockets_max: usize,
     lingering: Arc<Semaphore>,
     clock: Clock,
     metrics: Metrics,
@@ -407,7 +411,7 @@ impl Maker {
 
     fn peer(&self, place: String, upstream: Upstream) -> Result<Peer, OptionsError> {
         let tls = match upstream.protocol {
-            Protocol::Tls => Some((server_name(&upstream)?, self.tls.clone())),
+            Protocol::Tls => Some((tls::server_name(&upstream)?, self.tls.clone())),
             Protocol::Udp | Protocol::Tcp => None,
         };
         let trust_ad = match self.trust_ad {
@@ -420,38 +424,12 @@ impl Maker {
             place,
             tls,
             rules: Rules { trust_ad, ..self.rules },
-            sockets: self.sockets.clone(),
+            sockets: Arc::new(Semaphore::new(self.sockets_max)),
             clock: self.clock.clone(),
         };
         Ok(Peer::new(upstream, setting))
     }
 }
 
-/// Returns what the certificate must be for: the name after `#`, else the address.
-fn server_name(upstream: &Upstream) -> Result<ServerName<'static>, OptionsError> {
-    let Some(name) = &upstream.tls_name else {
-        return Ok(ServerName::IpAddress(upstream.addr.ip().into()));
-    };
-    ServerName::try_from(name.clone())
-        .map_err(|_| OptionsError::TlsName { upstream: upstream.to_string(), name: name.clone() })
-}
-
-/// Makes the TLS side of encrypted upstreams: built-in roots and `more`, no client certificate, SNI sent.
-fn tls_config(more: Vec<CertificateDer<'static>>) -> Result<rustls::ClientConfig, rustls::Error> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    // What cannot be used as a root is left out; the handshake that needs it says so.
-    roots.add_parsable_certificates(more);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// Reads the file that [`ROOTS_VARIABLE`] names; nothing if it is unset or empty.
-fn roots_from_environment() -> Result<Vec<CertificateDer<'static>>, OptionsError> {
-    let path = match std::env::var_os(ROOTS_VARIABLE) {
-        Some(path) if !path.is_empty() => PathBuf::from(path),
-        _ => return Ok(Vec::new()),
-    };
-    let read = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    read.map_err(|error| OptionsError::Roots { path, reason: error.to_string() })
-}
+#[cfg(test)]
+mod tests;

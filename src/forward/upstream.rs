@@ -57,7 +57,7 @@ pub(super) struct Setting {
     pub(super) rules: Rules,
     /// Its metrics.
     pub(super) tally: Tally,
-    /// The bound on open UDP sockets, shared by all upstreams.
+    /// The bound on its open UDP sockets.
     pub(super) sockets: Arc<Semaphore>,
     /// Where stamps come from.
     pub(super) clock: Clock,
@@ -182,6 +182,8 @@ impl Peer {
                 return Ok((reply, begun.elapsed()));
             }
             self.note_reply(begun.elapsed());
+            // The upstream is well, only its TCP is not; what is cut is never used, for nobody could tell it from whole.
+            return self.ask_connected(question, manner).await.map_err(|_| Reason::Truncated);
         }
         self.ask_connected(question, manner).await
     }
@@ -295,10 +297,12 @@ impl Peer {
                 Kind::Network
             }
             Err(Reason::BareRefusal) => Kind::Rcode,
+            Err(Reason::Truncated) => Kind::Truncated,
             Err(Reason::Malformed) => Kind::Malformed,
         };
         self.setting.tally.failures(kind).inc();
-        Outcome::Unusable(if kind == Kind::Network { Trouble::Network } else { Trouble::Malformed })
+        let is_network = matches!(kind, Kind::Network | Kind::Truncated);
+        Outcome::Unusable(if is_network { Trouble::Network } else { Trouble::Malformed })
     }
 
     fn note_broken(&self, error: String) {
@@ -315,6 +319,8 @@ enum Reason {
     Broken(Broken),
     /// FORMERR or NOTIMP in a bare header.
     BareRefusal,
+    /// The UDP reply was cut, and TCP failed.
+    Truncated,
     /// A reply that cannot be walked, or that is cut although it had room.
     Malformed,
 }

@@ -6,7 +6,7 @@
 //!
 //! The file stands alone, so that unit tests can take it in by `#[path]`.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -287,9 +287,9 @@ pub enum Act {
     /// Sends these octets from another port (UDP only).
     SendFromElsewhere(Vec<u8>),
     /// Does it later; other questions are not held up.
-    After(Duration, Box<Act>),
+    After(Duration, Box<Self>),
     /// Does one after the other.
-    Each(Vec<Act>),
+    Each(Vec<Self>),
     /// Closes the connection with all that waits on it; over UDP as [`Act::Drop`].
     Close,
 }
@@ -463,8 +463,7 @@ async fn serve_udp(socket: UdpSocket, state: Arc<State>) {
     loop {
         // An asker that is gone shows as an error here; the next one is not its fault.
         let Ok((len, from)) = socket.recv_from(&mut room).await else { continue };
-        let asked =
-            Asked { via: Via::Udp, octets: room[..len].to_vec(), from, sni: None, connection: 0, before: 0 };
+        let asked = Asked { via: Via::Udp, octets: room[..len].to_vec(), from, sni: None, connection: 0, before: 0 };
         let (act, sink) = (state.decide(asked), Datagram { socket: socket.clone(), to: from });
         acts.spawn(async move { perform(act, &sink).await });
         while acts.try_join_next().is_some() {}
@@ -526,8 +525,7 @@ async fn serve_stream<S: AsyncRead + AsyncWrite + Send + 'static>(
     state: Arc<State>,
 ) {
     let (mut reader, writer) = tokio::io::split(stream);
-    let sink =
-        Arc::new(Frames { writer: tokio::sync::Mutex::new(writer), closed: tokio::sync::Notify::new() });
+    let sink = Arc::new(Frames { writer: tokio::sync::Mutex::new(writer), closed: tokio::sync::Notify::new() });
     let mut acts = JoinSet::new();
     let reading = async {
         while let Ok(len) = reader.read_u16().await {
