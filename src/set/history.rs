@@ -188,11 +188,11 @@ impl Reader {
         self.0.names.read().sightings(name).to_vec()
     }
 
-    /// Tells subscribers that these addresses end later than they did, as far as they are in the set.
-    pub fn renewed(&self, snapshot: &Snapshot, addrs: impl Iterator<Item = IpAddr>) {
+    /// Tells subscribers that these addresses end later than they did.
+    pub(crate) fn tell_renewed(&self, snapshot: &Snapshot, addrs: Vec<IpAddr>) {
         // Most of the time nobody listens.
         if self.0.events.receiver_count() > 0 {
-            let ends = addrs.filter_map(|addr| Some((addr, snapshot.host(addr)?.end())));
+            let ends = addrs.into_iter().filter_map(|addr| Some((addr, snapshot.host(addr)?.end())));
             self.0.events.send(Event::Renewed(ends.collect())).ok();
         }
     }
