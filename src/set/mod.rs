@@ -1,1 +1,35 @@
-//! The learned set: sightings, snapshots, serials, deltas.
+//! The set: static prefixes and learned hosts, its snapshots, serials and deltas.
+//!
+//! ```text
+//!   sighting   one address seen for one name; a host has one or more
+//!   tree       hosts by address, sharing what versions have in common
+//!   snapshot   the set at one serial: members immutable, ends live
+//!   aggregate  snapshot → the fewest prefixes that cover exactly it
+//!   serial     session and serial: which snapshot a consumer holds
+//!   delta      what turns one snapshot into another
+//!   history    the current snapshot, deltas behind it, who is told
+//!   expiry     which sighting ends next
+//!   draft      the set in the hands of its one writer
+//! ```
+//!
+//! One writer changes the set through a [`Draft`]; everybody else holds a [`Reader`].
+
+mod aggregate;
+mod delta;
+mod draft;
+mod expiry;
+mod history;
+mod names;
+mod serial;
+mod sighting;
+mod sizes;
+mod snapshot;
+mod tree;
+
+pub use aggregate::{Aggregate, aggregate};
+pub use delta::{Delta, Item, items};
+pub use draft::Draft;
+pub use history::{Event, History, Reader, Since, Subscription};
+pub use serial::{Session, SessionError};
+pub use sighting::{Extended, Host, NameRecord, Need, Sighting, Times, apps_sorted};
+pub use snapshot::{Origin, Selection, Snapshot, StaticEntry};

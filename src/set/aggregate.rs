@@ -1,0 +1,106 @@
+//! Lossless aggregation: the fewest prefixes that cover exactly the given addresses.
+//!
+//! [`Aggregate`] takes prefixes in order and keeps a list that is at every step the least cover of what it has seen:
+//! what lies inside the last prefix is dropped, and two halves of one prefix become that prefix, again and again. No
+//! address is added and none is lost. Linear in the input.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::prefix::{Family, Prefix};
+
+/// Aggregates prefixes that come in order (IPv4 first, address, shorter first; repeats allowed).
+#[derive(Debug, Default)]
+pub struct Aggregate {
+    kept: Vec<Block>,
+}
+
+/// A prefix as numbers: `addr` is left-aligned in 128 bits for both families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    addr: u128,
+    family: Family,
+    len: u8,
+}
+
+impl Aggregate {
+    /// Makes an empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next prefix; it must not sort before the last one.
+    pub fn push(&mut self, prefix: Prefix) {
+        self.push_block(Block::new(prefix.addr(), prefix.len()));
+    }
+
+    /// Takes the next address as a host prefix; the same order applies.
+    pub fn push_host(&mut self, addr: IpAddr) {
+        self.push_block(Block::new(addr, Family::of(addr).bits()));
+    }
+
+    fn push_block(&mut self, mut next: Block) {
+        if self.kept.last().is_some_and(|last| last.covers(&next)) {
+            return;
+        }
+        while let Some(parent) = self.kept.last().and_then(|last| last.joined(&next)) {
+            self.kept.pop();
+            next = parent;
+        }
+        self.kept.push(next);
+    }
+
+    /// Returns the prefixes: sorted, disjoint, the fewest that cover exactly what was taken.
+    pub fn finish(self) -> Vec<Prefix> {
+        self.kept.into_iter().map(Block::prefix).collect()
+    }
+}
+
+/// Aggregates prefixes in any order.
+pub fn aggregate(prefixes: impl IntoIterator<Item = Prefix>) -> Vec<Prefix> {
+    let mut sorted: Vec<Prefix> = prefixes.into_iter().collect();
+    sorted.sort_unstable();
+    let mut all = Aggregate::new();
+    for prefix in sorted {
+        all.push(prefix);
+    }
+    all.finish()
+}
+
+impl Block {
+    fn new(addr: IpAddr, len: u8) -> Self {
+        let (addr, family) = match addr {
+            IpAddr::V4(addr) => (u128::from(u32::from(addr)) << 96, Family::V4),
+            IpAddr::V6(addr) => (u128::from(addr), Family::V6),
+        };
+        Self { addr, family, len }
+    }
+
+    fn prefix(self) -> Prefix {
+        let addr = match self.family {
+            // The upper 32 of 128 bits always fit.
+            Family::V4 => IpAddr::V4(Ipv4Addr::from((self.addr >> 96) as u32)),
+            Family::V6 => IpAddr::V6(Ipv6Addr::from(self.addr)),
+        };
+        Prefix::truncated(addr, self.len)
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        self.family == other.family && self.len <= other.len && (self.addr ^ other.addr) & mask(self.len) == 0
+    }
+
+    /// Returns the prefix whose halves are `self` and `right`, if they are.
+    fn joined(&self, right: &Self) -> Option<Self> {
+        let len = self.len.checked_sub(1)?;
+        let bit = 1 << (127 - len);
+        let halves = self.family == right.family
+            && self.len == right.len
+            && self.addr & bit == 0
+            && self.addr | bit == right.addr;
+        halves.then_some(Self { len, ..*self })
+    }
+}
+
+/// Returns a mask of the upper `len` of 128 bits.
+fn mask(len: u8) -> u128 {
+    u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)
+}

@@ -1,0 +1,323 @@
+//! The set in the hands of its one writer.
+//!
+//! A [`Draft`] takes changes and publishes them together: [`Draft::commit`] makes one snapshot, and a new serial only
+//! if the members or their apps differ from the last one. Between commits readers see nothing of it, except that the
+//! times of a sighting are live. What changed is noted by address as it happens, so a commit costs what the batch
+//! changed and nothing more.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::delta::{Delta, Item, walk};
+use super::expiry::Expiry;
+use super::history::{History, Publisher, Reader};
+use super::serial::Session;
+use super::sighting::{Host, NameRecord, Need, Sighting};
+use super::sizes::Sizes;
+use super::snapshot::{Content, Snapshot, StaticEntry};
+use super::tree::Tree;
+use crate::catalogue::AppId;
+use crate::clock::Timestamp;
+use crate::metrics::Registry;
+use crate::name::Name;
+
+/// The set as its writer changes it.
+#[derive(Debug)]
+pub struct Draft {
+    publisher: Publisher,
+    session: Session,
+    serial: u64,
+    changed: Timestamp,
+    statics: Arc<[StaticEntry]>,
+    hosts: Tree,
+    v4_count: usize,
+    sighting_count: usize,
+    expiry: Expiry,
+    sizes: Sizes,
+    /// The apps that each host touched since the last commit had then; `None` if it was not there.
+    hosts_before: BTreeMap<IpAddr, Option<Arc<[AppId]>>>,
+    /// The static prefixes of the last commit, if they were replaced since.
+    statics_before: Option<Arc<[StaticEntry]>>,
+    /// Hosts whose end moved since the last commit.
+    renewed: Vec<IpAddr>,
+}
+
+impl Draft {
+    /// Begins with the empty set, serial 0 of `session`.
+    pub fn new(session: Session, now: Timestamp, registry: &Registry) -> Self {
+        let statics: Arc<[StaticEntry]> = Arc::default();
+        let empty = Content {
+            session,
+            serial: 0,
+            changed: now,
+            statics: Arc::clone(&statics),
+            hosts: Tree::default(),
+            v4_count: 0,
+        };
+        Self {
+            publisher: Publisher::new(History::new(Snapshot::new(empty))),
+            session,
+            serial: 0,
+            changed: now,
+            statics,
+            hosts: Tree::default(),
+            v4_count: 0,
+            sighting_count: 0,
+            expiry: Expiry::default(),
+            sizes: Sizes::new(registry),
+            hosts_before: BTreeMap::new(),
+            statics_before: None,
+            renewed: Vec::new(),
+        }
+    }
+
+    /// Adds a sighting; its host comes with its first one.
+    ///
+    /// A sighting of the same name at the same address must have been taken out before.
+    pub fn insert(&mut self, sighting: Sighting) -> Arc<Sighting> {
+        let sighting = Arc::new(sighting);
+        let addr = sighting.addr();
+        let host = match self.hosts.get(addr) {
+            Some(host) => {
+                let host = host.with(Arc::clone(&sighting));
+                self.touch(addr);
+                host
+            }
+            None => {
+                self.touch(addr);
+                self.v4_count += usize::from(addr.is_ipv4());
+                Host::new(Arc::clone(&sighting))
+            }
+        };
+        self.hosts.insert(host);
+        self.publisher.names().write().insert(Arc::clone(&sighting));
+        self.expiry.push(Arc::clone(&sighting));
+        self.sighting_count += 1;
+        sighting
+    }
+
+    /// Lets a sighting that is in the set last until `need`, granting anew if need be.
+    pub fn renew(&mut self, sighting: &Sighting, need: &Need) {
+        if sighting.grant(need) {
+            self.renewed.push(sighting.addr());
+        }
+    }
+
+    /// Takes a sighting out that was marked as left; its host goes with its last one.
+    pub fn remove(&mut self, sighting: &Sighting) {
+        let addr = sighting.addr();
+        let Some(host) = self.hosts.get(addr) else { return };
+        if !host.sighting(sighting.name()).is_some_and(|one| std::ptr::eq(&**one, sighting)) {
+            return;
+        }
+        let rest = host.without(sighting.name());
+        self.touch(addr);
+        match rest {
+            Some(host) => self.hosts.insert(host),
+            None => {
+                self.hosts.remove(addr);
+                self.v4_count -= usize::from(addr.is_ipv4());
+            }
+        }
+        self.publisher.names().write().remove(sighting);
+        self.sighting_count -= 1;
+    }
+
+    /// Returns one sighting that has ended by `now`, marked as left and still to be removed; `None` once there is none.
+    pub fn due(&mut self, now: Timestamp) -> Option<Arc<Sighting>> {
+        self.expiry.pop(now)
+    }
+
+    /// Replaces the static prefixes. They are sorted here; entries of one prefix are joined.
+    pub fn set_statics(&mut self, entries: Vec<StaticEntry>) {
+        let before = std::mem::replace(&mut self.statics, joined(entries));
+        self.statics_before.get_or_insert(before);
+    }
+
+    /// Publishes what changed; returns the serial of now.
+    pub fn commit(&mut self, now: Timestamp) -> u64 {
+        let delta = self.take_delta();
+        if let Some(delta) = delta {
+            let delta = (!delta.is_empty()).then_some(delta);
+            if let Some(delta) = &delta {
+                self.serial = delta.to;
+                self.changed = now;
+                self.sizes.count(delta);
+            }
+            self.publisher.publish(self.snapshot(), delta);
+        }
+        self.sizes.set_sightings(self.sighting_count);
+        self.expiry.sweep(self.sighting_count);
+        self.tell_renewed();
+        self.serial
+    }
+
+    /// Returns no later than when the next sighting ends; `None` if there is none.
+    pub fn next_end(&self) -> Option<Timestamp> {
+        self.expiry.next_end()
+    }
+
+    /// Returns the host at `addr`, as changed so far.
+    pub fn host(&self, addr: IpAddr) -> Option<&Host> {
+        self.hosts.get(addr)
+    }
+
+    /// Returns the hosts, as changed so far, sorted.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.iter()
+    }
+
+    /// Returns how many hosts there are, as changed so far.
+    pub fn host_count(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Returns how many sightings there are, as changed so far.
+    pub fn sighting_count(&self) -> usize {
+        self.sighting_count
+    }
+
+    /// Returns the record that the sightings of `name` share, if it has any.
+    pub fn record(&self, name: &Name) -> Option<Arc<NameRecord>> {
+        self.publisher.names().read().record(name).cloned()
+    }
+
+    /// Returns the records of all names that have sightings, in no order.
+    pub fn records(&self) -> Vec<Arc<NameRecord>> {
+        self.publisher.names().read().records().cloned().collect()
+    }
+
+    /// Returns the sightings of `name`, in no order.
+    pub fn sightings_of(&self, name: &Name) -> Vec<Arc<Sighting>> {
+        self.publisher.names().read().sightings(name).to_vec()
+    }
+
+    /// Returns how many addresses `name` has.
+    pub fn address_count(&self, name: &Name) -> usize {
+        self.publisher.names().read().sightings(name).len()
+    }
+
+    /// Returns a read side.
+    pub fn reader(&self) -> Reader {
+        self.publisher.reader()
+    }
+
+    /// Remembers what the host at `addr` was at the last commit; call it before the host changes.
+    fn touch(&mut self, addr: IpAddr) {
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.hosts_before.entry(addr) {
+            entry.insert(self.hosts.get(addr).map(Host::apps));
+        }
+    }
+
+    /// Returns the delta since the last commit, maybe empty; `None` if nothing was touched.
+    fn take_delta(&mut self) -> Option<Delta> {
+        let touched = std::mem::take(&mut self.hosts_before);
+        let statics_before = self.statics_before.take();
+        if touched.is_empty() && statics_before.is_none() {
+            return None;
+        }
+        let (mut before, mut after) = (Vec::new(), Vec::with_capacity(touched.len()));
+        if let Some(statics) = statics_before {
+            before.extend(statics.iter().map(Item::from));
+            after.extend(self.statics.iter().map(Item::from));
+        }
+        for (addr, apps) in touched {
+            before.extend(apps.map(|apps| Item::Host { addr, apps }));
+            after.extend(self.hosts.get(addr).map(Item::from));
+        }
+        before.sort_unstable_by_key(Item::key);
+        after.sort_unstable_by_key(Item::key);
+        let mut delta = Delta::empty(self.serial, self.serial + 1);
+        walk(&before, &after, |was, is| delta.note(was.cloned(), is.cloned()));
+        Some(delta)
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::new(Content {
+            session: self.session,
+            serial: self.serial,
+            changed: self.changed,
+            statics: Arc::clone(&self.statics),
+            hosts: self.hosts.clone(),
+            v4_count: self.v4_count,
+        })
+    }
+
+    fn tell_renewed(&mut self) {
+        if self.renewed.is_empty() {
+            return;
+        }
+        let mut addrs = std::mem::take(&mut self.renewed);
+        addrs.sort_unstable();
+        addrs.dedup();
+        let ends = addrs.into_iter().filter_map(|addr| Some((addr, self.hosts.get(addr)?.end())));
+        self.publisher.renewed(ends.collect());
+    }
+}
+
+/// Sorts entries and joins those of one prefix.
+fn joined(mut entries: Vec<StaticEntry>) -> Arc<[StaticEntry]> {
+    entries.sort_by_key(|entry| entry.prefix);
+    let mut joined: Vec<StaticEntry> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        match joined.last_mut().filter(|last| last.prefix == entry.prefix) {
+            Some(last) => {
+                last.apps = super::sighting::apps_sorted(last.apps.iter().chain(entry.apps.iter()).cloned());
+            }
+            None => {
+                joined.push(StaticEntry { apps: super::sighting::apps_sorted(entry.apps.iter().cloned()), ..entry })
+            }
+        }
+    }
+    joined.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{Selection, Since, Times};
+    use super::*;
+    use crate::catalogue::{Tag, TagApp};
+    use crate::source::Location;
+
+    fn record(name: &str, apps: &[&str]) -> Arc<NameRecord> {
+        let apps: Vec<TagApp> = apps
+            .iter()
+            .map(|app| TagApp { app: AppId::new(*app), trigger: name.into(), location: Location::file(*app) })
+            .collect();
+        Arc::new(NameRecord::new(name.parse().unwrap(), Tag::new(apps)))
+    }
+
+    fn sighting(addr: &str, record: &Arc<NameRecord>, now: Timestamp) -> Sighting {
+        let need = Need::new(now, Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(300));
+        Sighting::new(addr.parse().unwrap(), Arc::clone(record), now, Times::from(need))
+    }
+
+    #[test]
+    fn batch_makes_one_serial_and_a_later_end_none() {
+        let now = Timestamp::from_secs(1_000_000);
+        let mut draft = Draft::new(Session(1), now, &Registry::new());
+        let reader = draft.reader();
+        let zoom = record("zoom.example", &["zoom"]);
+        let one = draft.insert(sighting("192.0.2.1", &zoom, now));
+        draft.insert(sighting("192.0.2.0", &zoom, now));
+        assert_eq!(draft.commit(now), 1);
+        assert_eq!(reader.snapshot().prefixes(&Selection::default()), ["192.0.2.0/31".parse().unwrap()]);
+
+        let later = now.after(Duration::from_secs(10));
+        draft.renew(&one, &Need::new(later, Duration::from_secs(60), Duration::ZERO, Duration::from_secs(2000)));
+        assert_eq!(draft.commit(later), 1);
+        assert_eq!(reader.since(Session(1), 1), Since::Current);
+        assert_eq!(reader.snapshot().changed(), now);
+
+        let last = draft.due(now.after(Duration::from_secs(900))).unwrap();
+        draft.remove(&last);
+        assert!(draft.due(now.after(Duration::from_secs(900))).is_none(), "the renewed one stays");
+        assert_eq!(draft.commit(later), 2);
+        let Since::Delta(delta) = reader.since(Session(1), 1) else { panic!("one step behind") };
+        assert_eq!(delta.withdrawn.len(), 1);
+        assert_eq!(delta.withdrawn[0].prefix(), "192.0.2.0/32".parse().unwrap());
+    }
+}

@@ -1,0 +1,337 @@
+//! One address seen for one name, and all that is seen at one address.
+//!
+//! A [`Sighting`] joins an address with the [`NameRecord`] of a listed name; sightings of one name share the record.
+//! A [`Host`] is an address with its sightings, never empty, sorted by name; it leaves the set with its last one.
+//!
+//! Who belongs to a snapshot is immutable, *when* a sighting ends is not: the times stand behind a lock of their own
+//! and are shared by every snapshot that holds the sighting. So a later end costs no copy and no serial, and an answer
+//! whose addresses are all known extends them itself, without waiting for the writer:
+//!
+//! ```text
+//!   last_seen ≤ told_until ≤ end ≤ granted
+//!   └ asked     └ TTL told   │     └ what store and sinks hold: `end` plus slack, so that repeats rarely write
+//!                            └ when our own clock withdraws it
+//! ```
+//!
+//! Each of the four only ever grows. *Left* is final: the writer marks a sighting before it takes it out, and
+//! [`Sighting::extend`] fails from then on, so no extension is ever lost to an expiry at the same moment.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::catalogue::{AppId, Tag};
+use crate::clock::Timestamp;
+use crate::name::Name;
+
+/// A listed name with its tag, shared by all its sightings.
+#[derive(Debug)]
+pub struct NameRecord {
+    name: Name,
+    tag: Tag,
+    apps: Arc<[AppId]>,
+}
+
+impl NameRecord {
+    /// Puts a name and its tag together.
+    pub fn new(name: Name, tag: Tag) -> Self {
+        let apps = apps_sorted(tag.apps().iter().map(|hit| hit.app.clone()));
+        Self { name, tag, apps }
+    }
+
+    /// Returns the listed name that was asked.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Returns the apps that want it, with their triggers.
+    pub fn tag(&self) -> &Tag {
+        &self.tag
+    }
+
+    /// Returns the ids of these apps, sorted, each once.
+    pub fn apps(&self) -> &Arc<[AppId]> {
+        &self.apps
+    }
+}
+
+/// Sorts app ids and drops repeats.
+pub fn apps_sorted(apps: impl IntoIterator<Item = AppId>) -> Arc<[AppId]> {
+    let mut apps: Vec<AppId> = apps.into_iter().collect();
+    apps.sort_unstable();
+    apps.dedup();
+    apps.into()
+}
+
+/// What one answer needs of a sighting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// When the answer was given.
+    pub now: Timestamp,
+    /// When the TTL that the client was told ends.
+    pub told_until: Timestamp,
+    /// No earlier than this may the address leave: the need of the answer plus its grace.
+    pub end: Timestamp,
+    /// What is granted to store and sinks if the end that they hold is too early: `end` plus slack.
+    pub grant: Timestamp,
+}
+
+impl Need {
+    /// The longest slack of a grant: an address outlives its end by no more than this after a crash.
+    pub const SLACK_MAX: Duration = Duration::from_secs(600);
+
+    /// Works out what an answer told at `now` with `ttl` needs: `now + max(ttl, min_hold) + grace`, granted with the
+    /// same again as slack, at most [`Self::SLACK_MAX`].
+    pub fn new(now: Timestamp, ttl: Duration, min_hold: Duration, grace: Duration) -> Self {
+        let span = ttl.max(min_hold).saturating_add(grace);
+        let end = now.after(span);
+        Self { now, told_until: now.after(ttl), end, grant: end.after(span.min(Self::SLACK_MAX)) }
+    }
+}
+
+/// The times of a sighting; none ever goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// When an answer last gave this address for this name.
+    pub last_seen: Timestamp,
+    /// When the last TTL that a client was told ends.
+    pub told_until: Timestamp,
+    /// When the sighting ends.
+    pub end: Timestamp,
+    /// The end that store and sinks were told; never before `end`.
+    pub granted: Timestamp,
+}
+
+impl Times {
+    fn raise(&mut self, need: &Need) {
+        self.last_seen = self.last_seen.max(need.now);
+        self.told_until = self.told_until.max(need.told_until);
+        self.end = self.end.max(need.end);
+    }
+}
+
+impl From<Need> for Times {
+    fn from(need: Need) -> Self {
+        Self { last_seen: need.now, told_until: need.told_until, end: need.end, granted: need.grant }
+    }
+}
+
+/// What an attempt to extend a sighting came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extended {
+    /// What was granted covers the need and so does the end now; the end stood that late already.
+    Known,
+    /// What was granted covers the need; the end is later than before.
+    Renewed,
+    /// What store and sinks hold ends too early, or the sighting has left: the writer has to grant anew.
+    Short,
+}
+
+/// One address seen for one listed name.
+///
+/// 80 octets on the heap; the times cost an uncontended lock of some 10 ns to read.
+#[derive(Debug)]
+pub struct Sighting {
+    addr: IpAddr,
+    record: Arc<NameRecord>,
+    first_seen: Timestamp,
+    /// `end` is [`LEFT`] once the sighting has left.
+    times: Mutex<Times>,
+}
+
+/// The end of a sighting that has left; no clock of ours shows the epoch.
+const LEFT: Timestamp = Timestamp::from_millis(0);
+
+impl Sighting {
+    /// Makes a sighting.
+    pub fn new(addr: IpAddr, record: Arc<NameRecord>, first_seen: Timestamp, times: Times) -> Self {
+        Self { addr, record, first_seen, times: Mutex::new(times) }
+    }
+
+    /// Returns the address.
+    pub fn addr(&self) -> IpAddr {
+        self.addr
+    }
+
+    /// Returns the listed name.
+    pub fn name(&self) -> &Name {
+        &self.record.name
+    }
+
+    /// Returns the tag of the name.
+    pub fn tag(&self) -> &Tag {
+        &self.record.tag
+    }
+
+    /// Returns the name with its tag, as shared by all sightings of it.
+    pub fn record(&self) -> &Arc<NameRecord> {
+        &self.record
+    }
+
+    /// Returns when the address was first seen for this name.
+    pub fn first_seen(&self) -> Timestamp {
+        self.first_seen
+    }
+
+    /// Returns when it was last seen.
+    pub fn last_seen(&self) -> Timestamp {
+        self.times.lock().last_seen
+    }
+
+    /// Returns when the last TTL that a client was told ends.
+    pub fn told_until(&self) -> Timestamp {
+        self.times.lock().told_until
+    }
+
+    /// Returns when the sighting ends; the epoch once it has left.
+    pub fn end(&self) -> Timestamp {
+        self.times.lock().end
+    }
+
+    /// Returns the end that store and sinks hold.
+    pub fn granted(&self) -> Timestamp {
+        self.times.lock().granted
+    }
+
+    /// Returns all times at one instant.
+    pub fn times(&self) -> Times {
+        *self.times.lock()
+    }
+
+    /// Returns whether the sighting was taken out of the set.
+    pub fn has_left(&self) -> bool {
+        self.times.lock().end == LEFT
+    }
+
+    /// Extends the sighting to what an answer needs, if what was granted covers that; changes nothing otherwise.
+    ///
+    /// Any thread may call this. After it returned anything but [`Extended::Short`], the writer keeps the address
+    /// until `need.end` at least, unless its name is no longer listed.
+    pub fn extend(&self, need: &Need) -> Extended {
+        let mut times = self.times.lock();
+        if times.end == LEFT || times.granted < need.end {
+            return Extended::Short;
+        }
+        let before = times.end;
+        times.raise(need);
+        if times.end > before { Extended::Renewed } else { Extended::Known }
+    }
+
+    /// Extends the sighting and grants anew if need be; for the writer alone. Returns whether the end moved.
+    pub(crate) fn grant(&self, need: &Need) -> bool {
+        let mut times = self.times.lock();
+        if times.end == LEFT {
+            return false;
+        }
+        let before = times.end;
+        times.raise(need);
+        if times.granted < need.end {
+            times.granted = need.grant;
+        }
+        times.end > before
+    }
+
+    /// Marks the sighting as left if `may_leave` agrees to its times of this moment; `None` if it stays or had left.
+    pub(crate) fn leave_if(&self, may_leave: impl FnOnce(&Times) -> bool) -> Option<Times> {
+        let mut times = self.times.lock();
+        if times.end == LEFT || !may_leave(&times) {
+            return None;
+        }
+        let last = *times;
+        times.end = LEFT;
+        Some(last)
+    }
+}
+
+/// An address of the set with its sightings: never empty, sorted by name, each name once.
+#[derive(Clone, Debug)]
+pub struct Host {
+    addr: IpAddr,
+    sightings: Sightings,
+}
+
+/// One sighting is by far the most common case and costs no list.
+#[derive(Clone, Debug)]
+enum Sightings {
+    One(Arc<Sighting>),
+    Many(Arc<Vec<Arc<Sighting>>>),
+}
+
+impl Host {
+    /// Makes a host of its first sighting.
+    pub(crate) fn new(sighting: Arc<Sighting>) -> Self {
+        Self { addr: sighting.addr, sightings: Sightings::One(sighting) }
+    }
+
+    /// Adds a sighting; one of the same name is replaced.
+    pub(crate) fn with(&self, sighting: Arc<Sighting>) -> Self {
+        let mut list = self.sightings().to_vec();
+        match list.binary_search_by(|one| one.name().cmp(sighting.name())) {
+            Ok(at) => list[at] = sighting,
+            Err(at) => list.insert(at, sighting),
+        }
+        Self { addr: self.addr, sightings: Sightings::of(list) }
+    }
+
+    /// Takes the sighting of `name` out; `None` if nothing is left.
+    pub(crate) fn without(&self, name: &Name) -> Option<Self> {
+        let list: Vec<_> = self.sightings().iter().filter(|one| one.name() != name).cloned().collect();
+        (!list.is_empty()).then(|| Self { addr: self.addr, sightings: Sightings::of(list) })
+    }
+
+    /// Returns the address.
+    pub fn addr(&self) -> IpAddr {
+        self.addr
+    }
+
+    /// Returns the sightings, sorted by name; at least one.
+    pub fn sightings(&self) -> &[Arc<Sighting>] {
+        match &self.sightings {
+            Sightings::One(one) => std::slice::from_ref(one),
+            Sightings::Many(list) => list,
+        }
+    }
+
+    /// Returns the sighting of `name`.
+    pub fn sighting(&self, name: &Name) -> Option<&Arc<Sighting>> {
+        let list = self.sightings();
+        list.binary_search_by(|one| one.name().cmp(name)).ok().map(|at| &list[at])
+    }
+
+    /// Returns when the last of its sightings ends.
+    pub fn end(&self) -> Timestamp {
+        self.sightings().iter().map(|one| one.end()).max().unwrap_or_default()
+    }
+
+    /// Returns the apps that want the address, sorted, each once.
+    pub fn apps(&self) -> Arc<[AppId]> {
+        let (first, more) = match self.sightings() {
+            [first, more @ ..] => (first, more),
+            [] => return Arc::default(),
+        };
+        if more.iter().all(|one| one.record.apps == first.record.apps) {
+            return Arc::clone(&first.record.apps);
+        }
+        apps_sorted(self.sightings().iter().flat_map(|one| one.record.apps.iter().cloned()))
+    }
+
+    /// Returns whether one of `apps` wants the address.
+    pub fn has_any_app(&self, apps: &[AppId]) -> bool {
+        self.sightings().iter().any(|one| one.record.apps.iter().any(|app| apps.contains(app)))
+    }
+}
+
+impl Sightings {
+    fn of(mut list: Vec<Arc<Sighting>>) -> Self {
+        match (list.pop(), list.is_empty()) {
+            (Some(one), true) => Self::One(one),
+            (last, _) => {
+                list.extend(last);
+                list.shrink_to_fit();
+                Self::Many(Arc::new(list))
+            }
+        }
+    }
+}

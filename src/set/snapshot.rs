@@ -1,0 +1,154 @@
+//! The set at one serial.
+//!
+//! A [`Snapshot`] holds static prefixes ([`StaticEntry`]) and learned hosts ([`Host`]), both sorted (IPv4 first, then
+//! address, then length) and each once. Its members never change; a clone is one reference count. The times of its
+//! sightings are live (see [`super::sighting`]). What is exported is its union, aggregated without loss, as far as a
+//! [`Selection`] asks for it.
+
+use std::iter::Peekable;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::aggregate::Aggregate;
+use super::serial::Session;
+use super::sighting::Host;
+use super::tree::Tree;
+use crate::catalogue::AppId;
+use crate::clock::Timestamp;
+use crate::prefix::{Family, Prefix};
+
+/// A static prefix and the apps that list it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticEntry {
+    /// The prefix as listed.
+    pub prefix: Prefix,
+    /// The apps, sorted, each once; at least one.
+    pub apps: Arc<[AppId]>,
+}
+
+/// Where an entry of the set comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// A prefix written in a list.
+    Static,
+    /// An address learned from an answer.
+    Learned,
+}
+
+impl Origin {
+    /// Returns `static` or `learned`, as used in metric labels, query strings and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Learned => "learned",
+        }
+    }
+}
+
+/// Which part of the set is asked for; by default all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// One IP version only.
+    pub family: Option<Family>,
+    /// Only what one of these apps wants; an empty list selects nothing.
+    pub apps: Option<Vec<AppId>>,
+    /// One origin only.
+    pub origin: Option<Origin>,
+}
+
+impl Selection {
+    /// Returns whether the static prefix is asked for.
+    pub fn has_static(&self, entry: &StaticEntry) -> bool {
+        self.origin != Some(Origin::Learned)
+            && self.family.is_none_or(|family| family == entry.prefix.family())
+            && self.apps.as_ref().is_none_or(|apps| entry.apps.iter().any(|app| apps.contains(app)))
+    }
+
+    /// Returns whether the host is asked for.
+    pub fn has_host(&self, host: &Host) -> bool {
+        self.origin != Some(Origin::Static)
+            && self.family.is_none_or(|family| family == Family::of(host.addr()))
+            && self.apps.as_ref().is_none_or(|apps| host.has_any_app(apps))
+    }
+}
+
+/// The set at one serial; immutable, cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Snapshot(Arc<Content>);
+
+#[derive(Debug)]
+pub(crate) struct Content {
+    pub(crate) session: Session,
+    pub(crate) serial: u64,
+    pub(crate) changed: Timestamp,
+    pub(crate) statics: Arc<[StaticEntry]>,
+    pub(crate) hosts: Tree,
+    pub(crate) v4_count: usize,
+}
+
+impl Snapshot {
+    pub(crate) fn new(content: Content) -> Self {
+        Self(Arc::new(content))
+    }
+
+    /// Returns the session that the serial counts in.
+    pub fn session(&self) -> Session {
+        self.0.session
+    }
+
+    /// Returns the serial.
+    pub fn serial(&self) -> u64 {
+        self.0.serial
+    }
+
+    /// Returns when this serial came: the time of the last change of members.
+    pub fn changed(&self) -> Timestamp {
+        self.0.changed
+    }
+
+    /// Returns the static prefixes, sorted, each once.
+    pub fn statics(&self) -> &[StaticEntry] {
+        &self.0.statics
+    }
+
+    /// Returns the learned hosts, sorted by address, IPv4 first.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> + Clone {
+        self.0.hosts.iter()
+    }
+
+    /// Returns the learned host at `addr`.
+    pub fn host(&self, addr: IpAddr) -> Option<&Host> {
+        self.0.hosts.get(addr)
+    }
+
+    /// Returns how many learned hosts there are of one IP version.
+    pub fn host_count(&self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.0.v4_count,
+            Family::V6 => self.0.hosts.len() - self.0.v4_count,
+        }
+    }
+
+    /// Returns the fewest prefixes that cover exactly what is asked for, sorted, none inside another.
+    ///
+    /// Linear in the set; call it off the threads that answer DNS.
+    pub fn prefixes(&self, which: &Selection) -> Vec<Prefix> {
+        let mut statics = self.statics().iter().filter(|entry| which.has_static(entry)).peekable();
+        let mut all = Aggregate::new();
+        for host in self.hosts().filter(|host| which.has_host(host)) {
+            push_until(&mut all, &mut statics, Prefix::host(host.addr()));
+            all.push_host(host.addr());
+        }
+        for entry in statics {
+            all.push(entry.prefix);
+        }
+        all.finish()
+    }
+}
+
+/// Pushes the static prefixes that sort no later than `host`.
+fn push_until<'a>(all: &mut Aggregate, statics: &mut Peekable<impl Iterator<Item = &'a StaticEntry>>, host: Prefix) {
+    while let Some(entry) = statics.next_if(|entry| entry.prefix <= host) {
+        all.push(entry.prefix);
+    }
+}
