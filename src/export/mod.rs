@@ -1,4 +1,13 @@
 //! Consumers take the set: formats and files.
+//!
+//! ```text
+//!   list     what is asked for (family, apps, origin, max) → prefixes, aggregated without loss
+//!   format   list → bytes, one file a dialect
+//!   file     a format kept in a file, replaced atomically, and a command afterwards
+//! ```
 
 pub mod file;
 pub mod format;
+mod list;
+
+pub use list::{List, Query};

@@ -1,8 +1,52 @@
 //! Feeds, API and metrics over HTTP.
+//!
+//! ```text
+//!   server ─▶ guard ─┬▶ feeds    /prefixes.*  /domains.txt   conditional, coding, rendered: once a serial
+//!                    ├▶ delta    /delta                      change: written piece by piece
+//!                    ├▶ watch    /watch
+//!                    ├▶ explain  /explain
+//!                    └▶ ops      /  /apps  /stats  /metrics  /healthz  /readyz
+//! ```
+//! Everything answers GET and HEAD; other methods get 405 with `Allow`. A fault is a status of 500 or above with one
+//! line of text, never an empty list: a consumer keeps what it has. Nothing here changes the set.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use axum::Router;
+use axum::extract::Extension;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::get;
+use tokio_util::sync::CancellationToken;
+use tower_http::compression::CompressionLayer;
+
+use crate::export::format::Format;
 use crate::prefix::Prefix;
+
+mod change;
+mod coding;
+mod conditional;
+mod delta;
+pub mod explain;
+mod feeds;
+mod guard;
+mod ops;
+mod query;
+mod rendered;
+mod reply;
+mod server;
+mod state;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use server::serve;
+pub use state::{Hooks, State};
+
+use guard::Peer;
+use state::Web;
 
 /// Who may read, and where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,4 +55,49 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// Client prefixes that may connect; empty for all.
     pub allow: Vec<Prefix>,
+}
+
+/// Puts the endpoints together.
+fn router(state: State, shutdown: CancellationToken) -> Router {
+    let web = Arc::new(Web::new(state, shutdown));
+    feed_routes(&web)
+        .merge(other_routes(&web))
+        .fallback(async || reply::refused(StatusCode::NOT_FOUND, "nothing here; / lists what there is"))
+        .method_not_allowed_fallback(async || reply::refused(StatusCode::METHOD_NOT_ALLOWED, "expected GET or HEAD"))
+        .layer(from_fn_with_state(web, guard::guard))
+}
+
+/// The lists, which are compressed once and have a tag a coding.
+fn feed_routes(web: &Arc<Web>) -> Router {
+    let mut router = Router::new();
+    for format in Format::ALL {
+        let web = Arc::clone(web);
+        let handler = move |uri: Uri, request: HeaderMap| feeds::prefixes(Arc::clone(&web), format, uri, request);
+        router = router.route(&format!("/prefixes.{}", format.name()), get(handler));
+    }
+    let web = Arc::clone(web);
+    router
+        .route("/domains.txt", get(move |uri: Uri, request: HeaderMap| feeds::domains(Arc::clone(&web), uri, request)))
+}
+
+/// Answers of the moment, compressed on the way out; event streams are not.
+fn other_routes(web: &Arc<Web>) -> Router {
+    let own = || Arc::clone(web);
+    let (delta, watch, explain, apps, stats, metrics, readyz) = (own(), own(), own(), own(), own(), own(), own());
+    Router::new()
+        .route("/", get(async || ops::index()))
+        .route("/delta", get(move |uri: Uri| delta::delta(Arc::clone(&delta), uri)))
+        .route(
+            "/watch",
+            get(move |Extension(Peer(peer)): Extension<Peer>, uri: Uri, request: HeaderMap| {
+                watch::watch(Arc::clone(&watch), peer, uri, request)
+            }),
+        )
+        .route("/explain", get(move |uri: Uri| explain::explain(Arc::clone(&explain), uri)))
+        .route("/apps", get(move |uri: Uri| ops::apps(Arc::clone(&apps), uri)))
+        .route("/stats", get(async move |uri: Uri| ops::stats(&stats, &uri)))
+        .route("/metrics", get(move || ops::metrics(Arc::clone(&metrics))))
+        .route("/healthz", get(async || ops::healthz()))
+        .route("/readyz", get(async move || ops::readyz(&readyz)))
+        .layer(CompressionLayer::new())
 }

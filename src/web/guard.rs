@@ -1,0 +1,210 @@
+//! What every request passes first, and what every answer carries.
+//!
+//! Two kinds of endpoints. *Open* ones are lists and health: any client that may connect gets them, under whatever name
+//! it reaches us, since a firewall that is refused once may drop its whole list. The others tell what people look up;
+//! they are for loopback alone until a read token can be configured, and a web page must not read them through a name
+//! that it points at loopback (DNS rebinding): the `Host` has to be an address, `localhost`, or a name of this host.
+//!
+//! | | peer on loopback | other peer |
+//! |---|---|---|
+//! | open endpoint, any `Host` | served | served |
+//! | other, `Host` is ours | served | 403 |
+//! | other, `Host` is not ours | 421 | 421 |
+//!
+//! A request of HTTP/1.1 without exactly one valid `Host` is answered with 400 (RFC 9112 §3.2).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::header::{HOST, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{StatusCode, Version};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::reply::refused;
+use super::state::Web;
+
+/// The address at the other end of the connection; IPv4-mapped addresses are IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Peer(pub(super) IpAddr);
+
+/// What a path is for; the metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Prefixes,
+    Domains,
+    Delta,
+    Watch,
+    Explain,
+    Apps,
+    Stats,
+    Metrics,
+    Healthz,
+    Readyz,
+    Index,
+    /// No endpoint.
+    Other,
+}
+
+impl Endpoint {
+    fn of(path: &str) -> Self {
+        match path {
+            "/domains.txt" => Self::Domains,
+            "/delta" => Self::Delta,
+            "/watch" => Self::Watch,
+            "/explain" => Self::Explain,
+            "/apps" => Self::Apps,
+            "/stats" => Self::Stats,
+            "/metrics" => Self::Metrics,
+            "/healthz" => Self::Healthz,
+            "/readyz" => Self::Readyz,
+            "/" => Self::Index,
+            path if path.starts_with("/prefixes.") => Self::Prefixes,
+            _ => Self::Other,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Prefixes => "prefixes",
+            Self::Domains => "domains",
+            Self::Delta => "delta",
+            Self::Watch => "watch",
+            Self::Explain => "explain",
+            Self::Apps => "apps",
+            Self::Stats => "stats",
+            Self::Metrics => "metrics",
+            Self::Healthz => "healthz",
+            Self::Readyz => "readyz",
+            Self::Index => "index",
+            Self::Other => "other",
+        }
+    }
+
+    /// Returns whether everybody who may connect is served; what is not there is not secret either.
+    fn is_open(self) -> bool {
+        match self {
+            Self::Prefixes | Self::Domains | Self::Metrics | Self::Healthz | Self::Readyz | Self::Other => true,
+            Self::Delta | Self::Watch | Self::Explain | Self::Apps | Self::Stats | Self::Index => false,
+        }
+    }
+}
+
+/// Lets a request pass or answers it, and counts the answer.
+pub(super) async fn guard(State(web): State<Arc<Web>>, request: Request, next: Next) -> Response {
+    let endpoint = Endpoint::of(request.uri().path());
+    let mut response = match admit(&web, endpoint, &request) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal,
+    };
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin"));
+    let status = response.status();
+    web.metrics.requests.with_label_values(&[endpoint.name(), status.as_str()]).inc();
+    response
+}
+
+/// Decides whether the request is served.
+fn admit(web: &Web, endpoint: Endpoint, request: &Request) -> Result<(), Response> {
+    let Ok(host) = host(request) else {
+        return Err(refused(StatusCode::BAD_REQUEST, "expected one Host field (RFC 9112 section 3.2)"));
+    };
+    if endpoint.is_open() {
+        return Ok(());
+    }
+    if !host.is_some_and(|host| is_own(host, &web.host_names)) {
+        let line = "this host answers here to its addresses, to localhost and to its own name only";
+        return Err(refused(StatusCode::MISDIRECTED_REQUEST, line));
+    }
+    let is_local = request.extensions().get::<Peer>().is_some_and(|peer| peer.0.is_loopback());
+    if !is_local {
+        let line = "only loopback may read this; /prefixes.*, /domains.txt, /metrics, /healthz and /readyz are open";
+        return Err(refused(StatusCode::FORBIDDEN, line));
+    }
+    Ok(())
+}
+
+/// Returns the host that the request is for: that of an absolute target, else the `Host` field.
+fn host(request: &Request) -> Result<Option<&str>, NoHost> {
+    let mut lines = request.headers().get_all(HOST).iter();
+    let line = match (lines.next(), lines.next()) {
+        (None, _) if request.version() == Version::HTTP_11 => return Err(NoHost),
+        (_, Some(_)) => return Err(NoHost),
+        (line, None) => line.map(|line| line.to_str().map_err(|_| NoHost)).transpose()?,
+    };
+    Ok(request.uri().authority().map(|authority| authority.as_str()).or(line))
+}
+
+/// There is none, or more than one.
+struct NoHost;
+
+/// Returns whether `host`, with or without a port, is an address, `localhost` or one of `names`.
+fn is_own(host: &str, names: &[String]) -> bool {
+    let Some(host) = without_port(host) else { return false };
+    if let Some(inner) = host.strip_prefix('[') {
+        return inner.strip_suffix(']').is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok());
+    }
+    if host.parse::<Ipv4Addr>().is_ok() {
+        return true;
+    }
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    host == "localhost" || host.ends_with(".localhost") || names.contains(&host)
+}
+
+/// Cuts the port off; `None` if what follows the host is no port.
+fn without_port(host: &str) -> Option<&str> {
+    let port_at = match host.rfind(']') {
+        Some(at) => at + 1,
+        None => host.find(':').unwrap_or(host.len()),
+    };
+    let (host, port) = host.split_at(port_at);
+    let is_port =
+        port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()));
+    is_port.then_some(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_hosts_are_addresses_localhost_and_own_names() {
+        let names = ["gate".to_owned(), "gate.corp.example".to_owned()];
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:8053",
+            "192.0.2.1:80",
+            "[::1]",
+            "[::1]:8053",
+            "localhost:8053",
+            "LOCALHOST",
+            "localhost.",
+            "a.localhost",
+            "Gate:8053",
+            "gate.corp.example",
+        ] {
+            assert!(is_own(host, &names), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:8053",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "notlocalhost",
+            "gate.evil.example",
+            "127.1",
+            "::1",
+            "[::1]x",
+            "[::1",
+            "[localhost]",
+            "127.0.0.1:80:80",
+            "127.0.0.1:http",
+            "user@localhost",
+        ] {
+            assert!(!is_own(host, &names), "{host}");
+        }
+    }
+}

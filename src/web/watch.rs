@@ -1,0 +1,212 @@
+//! `/watch`: the set as server-sent events, as it changes.
+//!
+//! ```text
+//!   subscribe ─▶ compare serials ─▶ `delta` (or the whole set with `reset: true`) ─▶ `renewed`: every end of now
+//!        └────▶ Changed ─▶ `delta`      Renewed ─▶ `renewed`      Lagged ─▶ `delta` with `reset: true`
+//! ```
+//! Event `delta` has the form of [`super::change`] and the id `session-serial`; a follower that comes back names it in
+//! `Last-Event-ID`, which then counts more than the query. Event `renewed` tells later ends and has no id. A follower
+//! that was away has missed renewals, so the ends of all hosts follow its first `delta`; after a lag the whole set comes
+//! again for the same reason. Every 15 s without an event a comment keeps the connection alive.
+//!
+//! Events are written when the follower reads: a slow one holds its place in the bounded queue of the set and one piece
+//! of 64 KiB, and lags when the queue runs over.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use tokio_util::sync::CancellationToken;
+
+use super::change::{Change, Ends, Renewed};
+use super::delta::since;
+use super::query;
+use super::reply::{again_in, not_ready, refused, with_type};
+use super::state::{Full, Place, Web};
+use crate::set::{Event, Session, Subscription};
+
+/// A comment is sent after so long without an event, so that proxies keep the connection.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// What a follower held when its connection broke.
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Answers `/watch`.
+pub(super) async fn watch(web: Arc<Web>, client: IpAddr, uri: Uri, request: HeaderMap) -> Response {
+    if !web.is_ready() {
+        return not_ready();
+    }
+    let held = match query::held(&uri) {
+        Ok(held) => held,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    // An id that we did not give stands for another session: the whole set.
+    let held = match request.get(LAST_EVENT_ID) {
+        Some(id) => id.to_str().ok().and_then(query::event_id),
+        None => held,
+    };
+    let place = match web.streams.take(client) {
+        Ok(place) => place,
+        Err(Full::Client) => {
+            let line = "too many streams are open from this address";
+            return again_in(refused(StatusCode::TOO_MANY_REQUESTS, line), 10);
+        }
+        Err(Full::All) => return again_in(refused(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open"), 10),
+    };
+    let follower = Follower::new(web, held, place);
+    let mut response = with_type(StatusCode::OK, "text/event-stream", Body::from_stream(follower.pieces()));
+    // nginx would gather events before it passes them on.
+    response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    response
+}
+
+/// One open stream.
+struct Follower {
+    web: Arc<Web>,
+    /// Begun before the first comparison, so that no change slips between.
+    subscription: Subscription,
+    shutdown: CancellationToken,
+    /// What the follower holds once `sending` is out.
+    held: Option<(Session, u64)>,
+    first: First,
+    sending: Option<Sending>,
+    _place: Place,
+}
+
+/// What is due before events are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    Change,
+    Ends,
+    Done,
+}
+
+/// An event on its way out.
+enum Sending {
+    /// The end of what went before and the lines before the data.
+    Head(String, Box<Sending>),
+    Change(Change),
+    Renewed(Renewed),
+    Comment,
+}
+
+impl Follower {
+    fn new(web: Arc<Web>, held: Option<(Session, u64)>, place: Place) -> Self {
+        let subscription = web.state.reader.subscribe();
+        let shutdown = web.shutdown.clone();
+        Self { web, subscription, shutdown, held, first: First::Change, sending: None, _place: place }
+    }
+
+    /// Returns the body: it ends when the daemon stops, or a rendering fails.
+    fn pieces(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
+        stream::unfold(self, async |mut follower| {
+            let shutdown = follower.shutdown.clone();
+            let piece = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => None,
+                piece = follower.piece() => piece,
+            };
+            piece.map(|piece| (Ok(piece), follower))
+        })
+    }
+
+    /// Returns the next piece, waiting for an event if need be.
+    async fn piece(&mut self) -> Option<Bytes> {
+        loop {
+            match self.sending.take() {
+                None => self.sending = Some(self.next().await?),
+                Some(Sending::Comment) => return Some(Bytes::from_static(b": still here\n\n")),
+                Some(Sending::Head(head, rest)) => {
+                    self.sending = Some(*rest);
+                    return Some(head.into());
+                }
+                Some(Sending::Change(mut change)) => {
+                    return Some(self.piece_of(change.next(), || Sending::Change(change)));
+                }
+                Some(Sending::Renewed(mut renewed)) => {
+                    return Some(self.piece_of(renewed.next(), || Sending::Renewed(renewed)));
+                }
+            }
+        }
+    }
+
+    /// Goes on with an event, or ends it with an empty line.
+    fn piece_of(&mut self, piece: Option<Bytes>, rest: impl FnOnce() -> Sending) -> Bytes {
+        match piece {
+            Some(piece) => {
+                self.sending = Some(rest());
+                piece
+            }
+            None => Bytes::from_static(b"\n\n"),
+        }
+    }
+
+    /// Returns the next event to send; `None` if it cannot be made.
+    async fn next(&mut self) -> Option<Sending> {
+        match self.first {
+            First::Change => {
+                let change = since(&self.web, self.held).await.ok()?;
+                // The whole set has its ends beside it.
+                self.first = if change.is_whole() { First::Done } else { First::Ends };
+                return Some(self.change(change));
+            }
+            First::Ends => {
+                self.first = First::Done;
+                if let Some(renewed) = self.all_ends().await {
+                    return Some(renewed);
+                }
+            }
+            First::Done => {}
+        }
+        loop {
+            let Ok(event) = tokio::time::timeout(HEARTBEAT, self.subscription.next()).await else {
+                return Some(Sending::Comment);
+            };
+            match event {
+                Event::Changed { serial } => {
+                    if self.held.is_some_and(|(_, held)| serial <= held) {
+                        continue;
+                    }
+                    let change = since(&self.web, self.held).await.ok()?;
+                    return Some(self.change(change));
+                }
+                Event::Renewed(ends) => return Some(renewed(self.session(), Ends::Of(ends))),
+                Event::Lagged => {
+                    // What is still queued is older than the set that is read now.
+                    self.subscription = self.web.state.reader.subscribe();
+                    let change = since(&self.web, None).await.ok()?;
+                    return Some(self.change(change));
+                }
+            }
+        }
+    }
+
+    fn change(&mut self, change: Change) -> Sending {
+        let session = self.session();
+        self.held = Some((session, change.serial()));
+        let head = format!("event: delta\nid: {session}-{}\ndata: ", change.serial());
+        Sending::Head(head, Box::new(Sending::Change(change)))
+    }
+
+    /// Returns every end of now; `None` if there is no host.
+    async fn all_ends(&self) -> Option<Sending> {
+        let snapshot = self.web.state.reader.snapshot();
+        let addresses = self.web.addresses(&snapshot).await.ok().filter(|addresses| !addresses.is_empty())?;
+        Some(renewed(snapshot.session(), Ends::All(snapshot, addresses)))
+    }
+
+    fn session(&self) -> Session {
+        self.web.state.reader.snapshot().session()
+    }
+}
+
+fn renewed(session: Session, ends: Ends) -> Sending {
+    let head = "event: renewed\ndata: ".to_owned();
+    Sending::Head(head, Box::new(Sending::Renewed(Renewed::new(session, ends))))
+}
