@@ -11,7 +11,7 @@ use super::key::{AnyKey, State, Unset};
 use super::raw::{At, Entries, Raw};
 use super::units::print_duration;
 use super::{Config, LogOptions, TagOptions, table, upstream};
-use crate::forward::{Protocol, Route, Upstream};
+use crate::forward::{Route, Upstream};
 use crate::prefix::Prefix;
 use crate::source::{Located, Location, Problem};
 use crate::{cache, catalogue, export, forward, learn, listen, web};
@@ -186,8 +186,7 @@ fn check_upstreams(key: &str, upstreams: &[Located<Upstream>], listen: &listen::
     let mut seen = Vec::new();
     for at in upstreams {
         check_once(key, &mut seen, at.clone(), upstream::print, faults);
-        let is_plain = matches!(at.value.protocol, Protocol::Udp | Protocol::Tcp);
-        let ourselves = listen.dns.iter().find(|ours| is_plain && is_reached(ours.addr, at.value.addr));
+        let ourselves = listen.dns.iter().find(|ours| is_reached(ours.addr, at.value.addr));
         if let Some(ours) = ourselves {
             let fault = Fault::Circle { upstream: upstream::print(&at.value), listening: ours.addr.to_string() };
             faults.push(at.location.clone(), key, fault);

@@ -76,7 +76,9 @@ fn shipped_examples_are_right_once_uncommented() {
         .collect();
     let config = read(&uncommented).unwrap();
     assert_eq!(config.forward.routes.len(), 1);
-    assert_eq!(config.export_files.len(), 1);
+    // What stands behind `#` in a `[[table]]` is the default too, where there is one.
+    let bare = read("[[export.file]]\npath = \"/var/lib/greenlane/prefixes.txt\"").unwrap();
+    assert_eq!(config.export_files, bare.export_files);
     // Each key and table without a default is now set.
     let later = |table: &&Table| table.state == State::Later;
     let absent = |key: &&&dyn AnyKey| {
@@ -399,6 +401,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     // Syntax.
     ("[learn]\nhold = 100ms", "2:8: TOML: text stands in quotes, found `100ms`, expected \"100ms\""),
+    ("[cache]\nprefetch = True", "2:12: TOML: a flag is one of two words, found `True`, expected true or false"),
     ("[learn]\nhold =\n", "2:7: TOML: no value after `=`"),
     ("[learn\n", "1:7: TOML: unclosed table, expected `]`"),
     ("[learn]\nhold", "2:5: TOML: key with no value, expected `=`"),
