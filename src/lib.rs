@@ -44,11 +44,13 @@ pub mod catalogue;
 
 pub mod cache;
 pub mod forward;
-pub mod policy;
 pub mod set;
 
 pub mod export;
 pub mod learn;
+pub mod policy;
+
+pub mod pipeline;
 
 pub mod web;
 

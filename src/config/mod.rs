@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::pipeline::TagOptions;
 use crate::source::{Location, Problem, Problems};
 use crate::{cache, catalogue, export, forward, learn, listen, web};
 
@@ -144,21 +145,6 @@ impl Default for Config {
 
 /// Where feeds, API and metrics are served unless `listen.web` says otherwise.
 const WEB_BY_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8053);
-
-/// How a matching answer tells its match.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TagOptions {
-    /// Code of the EDNS option, 65001 to 65534 (local use, RFC 6891 §9); 0 for none.
-    pub edns_option: u16,
-    /// Whether an extended DNS error of code 0 says it too (RFC 8914).
-    pub extended_error: bool,
-}
-
-impl Default for TagOptions {
-    fn default() -> Self {
-        Self { edns_option: 65_313, extended_error: true }
-    }
-}
 
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,9 @@
 //! Which client prefixes may ask.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 
 use crate::prefix::Prefix;
 
@@ -17,19 +20,24 @@ pub const ALLOWED_BY_DEFAULT: [&str; 9] = [
     "fe80::/10",
 ];
 
-/// The client prefixes that are answered.
-#[derive(Clone, Debug)]
-pub struct Access(Vec<Prefix>);
+/// The client prefixes that are answered; a reload replaces them while listeners ask.
+#[derive(Debug)]
+pub struct Access(ArcSwap<Vec<Prefix>>);
 
 impl Access {
     /// Takes the prefixes that may ask.
     pub fn new(allow: Vec<Prefix>) -> Self {
-        Self(allow)
+        Self(ArcSwap::from_pointee(allow))
+    }
+
+    /// Takes others in their place.
+    pub fn replace(&self, allow: Vec<Prefix>) {
+        self.0.store(Arc::new(allow));
     }
 
     /// Returns whether `client` may ask; an IPv4-mapped address counts as its IPv4 address.
     pub fn allows(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();
-        self.0.iter().any(|prefix| prefix.contains(client))
+        self.0.load().iter().any(|prefix| prefix.contains(client))
     }
 }

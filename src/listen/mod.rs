@@ -1,10 +1,26 @@
 //! Questions come in: sockets, frames, who may ask.
+//!
+//! [`plain`] reads datagrams, [`streams`] reads frames from connections. Both see a question in place, ask
+//! [`Access`] whether its sender may, and hand it to the pipeline's two calls. All sockets are bound by [`bind`]
+//! before anything is answered, so that an address in use stops the start and not half of it.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+use tokio::net::{TcpListener, UdpSocket};
 
 use crate::prefix::Prefix;
 
 pub mod access;
+pub mod hickory;
+mod meter;
+pub mod plain;
+pub mod streams;
+
+pub use access::Access;
+pub use meter::Meter;
 
 /// An address to listen on, and what its absence means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,4 +56,140 @@ impl Default for Options {
             max_connections_per_client: 200,
         }
     }
+}
+
+/// The sockets of one listen address: the same port for both.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where, with the port that the system chose if it was to.
+    pub addr: SocketAddr,
+    /// For datagrams.
+    pub udp: UdpSocket,
+    /// For connections.
+    pub tcp: TcpListener,
+}
+
+/// An address that could not be bound.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// Somebody else listens there.
+    #[error(
+        "listen.dns: {addr} is in use ({transport}): stop the other server, or choose another address with `listen.dns`"
+    )]
+    InUse {
+        /// The address.
+        addr: SocketAddr,
+        /// UDP or TCP.
+        transport: &'static str,
+    },
+    /// A port below 1024 without the privilege.
+    #[error(
+        "listen.dns: {addr} needs the right to bind ports below 1024: grant CAP_NET_BIND_SERVICE, or choose another port"
+    )]
+    Forbidden {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// The host has no such address.
+    #[error("listen.dns: {addr} is no address of this host: take one that `ip address` shows")]
+    NoSuchAddress {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// Anything else.
+    #[error("listen.dns: {addr} ({transport}): {source}")]
+    Other {
+        /// The address.
+        addr: SocketAddr,
+        /// UDP or TCP.
+        transport: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// How many ports the system may choose for UDP before one is free for TCP, too.
+const FREE_PORT_TRIES: usize = 16;
+
+/// Room for datagrams that come while all hands are busy; the system may grant less.
+const UDP_BUFFER_BYTES: usize = 1 << 20;
+
+/// Connections that wait to be accepted.
+const TCP_BACKLOG: i32 = 256;
+
+/// Binds every address, UDP and TCP. A default address that the host lacks is left out.
+///
+/// # Errors
+/// The first address that cannot be bound; the sockets bound before it are closed again.
+pub fn bind(addresses: &[Address]) -> Result<Vec<Bound>, BindError> {
+    let mut bound = Vec::new();
+    for address in addresses {
+        match bind_one(address.addr) {
+            Ok(sockets) => bound.push(sockets),
+            Err(BindError::NoSuchAddress { addr }) if address.is_default => {
+                tracing::info!("this host has no {}: not listening on {addr}", addr.ip());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bound)
+}
+
+fn bind_one(addr: SocketAddr) -> Result<Bound, BindError> {
+    let mut tries = if addr.port() == 0 { FREE_PORT_TRIES } else { 1 };
+    loop {
+        let udp = bind_udp(addr).map_err(|error| classify(addr, "UDP", error))?;
+        let chosen = udp.local_addr().map_err(|error| classify(addr, "UDP", error))?;
+        tries -= 1;
+        match bind_tcp(chosen) {
+            Ok(tcp) => return Ok(Bound { addr: chosen, udp, tcp }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) => return Err(classify(chosen, "TCP", error)),
+        }
+    }
+}
+
+fn bind_udp(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    // A smaller buffer than asked for works, too.
+    let _ = socket.set_recv_buffer_size(UDP_BUFFER_BYTES);
+    socket.bind(&addr.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    // Connections of an earlier run that linger must not keep us from starting; a live listener still does.
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(TCP_BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn classify(addr: SocketAddr, transport: &'static str, source: io::Error) -> BindError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse { addr, transport },
+        io::ErrorKind::PermissionDenied => BindError::Forbidden { addr },
+        io::ErrorKind::AddrNotAvailable => BindError::NoSuchAddress { addr },
+        // No IPv6 at all in this kernel.
+        _ if source.raw_os_error() == Some(EAFNOSUPPORT) => BindError::NoSuchAddress { addr },
+        _ => BindError::Other { addr, transport, source },
+    }
+}
+
+/// "Address family not supported by protocol" on Linux; `io::ErrorKind` has no name for it.
+const EAFNOSUPPORT: i32 = 97;
+
+/// The client prefix that limits count by: /24 or /56, what one household or office commonly has.
+pub fn client_prefix(client: IpAddr) -> Prefix {
+    let client = client.to_canonical();
+    Prefix::truncated(client, if client.is_ipv4() { 24 } else { 56 })
 }
