@@ -57,3 +57,7 @@ pub mod web;
 pub mod listen;
 
 pub mod config;
+
+pub mod daemon;
+
+pub mod cli;

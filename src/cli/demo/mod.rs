@@ -1,0 +1,238 @@
+//! `greenlane demo`: everything on loopback, unprivileged, without the internet.
+//!
+//! A built-in upstream answers for the whole catalogue ([`zone`]); the real server runs against it; real questions
+//! go through its real sockets; the set is read back over its real web listener. Then it goes on serving.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use hickory_proto::rr::RecordType;
+
+use super::ask::{Reply, ask};
+use super::{DemoArgs, Failure, serve};
+use crate::catalogue::Catalogue;
+use crate::config::{Config, Env};
+use crate::daemon::Daemon;
+use crate::forward::{Protocol, Strategy, Upstream};
+use crate::listen::hickory::Zones;
+use crate::listen::{self, Address};
+use crate::name::Name;
+use crate::prefix::Family;
+use crate::wire::Transport;
+
+mod zone;
+
+/// Where the demo's addresses come from; treated as public for the demo alone.
+const SPACE: [&str; 2] = ["198.18.0.0/15", "2001:2::/48"];
+
+/// Exported prefixes shown; the rest is one `curl` away.
+const PREFIXES_SHOWN: usize = 12;
+
+/// Questions on their way at once while the rest of the catalogue is asked for.
+const AT_ONCE: usize = 32;
+
+/// Runs the demo.
+pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
+    serve::runtime()?.block_on(async {
+        let config = Config::without_file(&Env::of_process()).map_err(Failure::usage)?;
+        serve::log_to_stderr(&config.log);
+        let loopback = Address { addr: SocketAddr::from(([127, 0, 0, 1], 0)), is_default: false };
+        let bound = listen::bind(&[loopback]).map_err(Failure::failed)?.remove(0);
+        let config = around(config, args, bound.addr)?;
+        let tag_code = config.tag.edns_option;
+        let daemon = Daemon::start(config, None).await.map_err(Failure::from)?;
+        let names = listed(&daemon.catalogue());
+        let mut zones = Zones::new();
+        zones.add(".", &zone::master_file(&names)).map_err(Failure::failed)?;
+        let upstream = zones.serve(bound.udp, bound.tcp);
+        let show = Show { daemon: &daemon, server: daemon.dns()[0], tag_code };
+        show.run(&names).await?;
+        if !args.once {
+            println!("\nServing until Ctrl-C.");
+            serve::until_stopped(&daemon).await?;
+        }
+        daemon.drain().await;
+        drop(upstream);
+        Ok(())
+    })
+}
+
+/// The configuration of the demo: the defaults, but for where it listens and whom it asks.
+fn around(mut config: Config, args: &DemoArgs, upstream: SocketAddr) -> Result<Config, Failure> {
+    config.listen.dns = vec![Address { addr: args.dns, is_default: false }];
+    config.web.listen = Some(args.web);
+    config.forward.upstreams = vec![Upstream { protocol: Protocol::Udp, addr: upstream, tls_name: None }];
+    config.forward.strategy = Strategy::Ordered;
+    config.forward.routes.clear();
+    config.export_files.clear();
+    for text in SPACE {
+        config.learn.treat_as_public.push(text.parse().map_err(Failure::failed)?);
+    }
+    Ok(config)
+}
+
+/// Every name of the catalogue, below which or at which something is bypassed.
+fn listed(catalogue: &Catalogue) -> Vec<Name> {
+    let mut names: Vec<Name> = catalogue.names().map(|trigger| trigger.name.clone()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+struct Show<'a> {
+    daemon: &'a Daemon,
+    server: SocketAddr,
+    tag_code: u16,
+}
+
+impl Show<'_> {
+    async fn run(&self, names: &[Name]) -> Result<(), Failure> {
+        let catalogue = self.daemon.catalogue();
+        let count = |of: fn(&crate::catalogue::App) -> usize| catalogue.apps().iter().map(of).sum::<usize>();
+        println!(
+            "greenlane demo: {} apps, {} names, {} prefixes; DNS on {}, everything on loopback\n",
+            catalogue.apps().len(),
+            names.len(),
+            count(|app| app.prefix_count),
+            self.server
+        );
+        println!("  {:<4}{:<6} {:<34} {:<38} {:<26} set", "via", "type", "question", "answer", "tag");
+        for (transport, name, rtype) in questions(names) {
+            let reply = self.ask(transport, &name, rtype).await?;
+            self.row(transport, &name, rtype, &reply);
+        }
+        self.fill(names).await?;
+        self.totals(&catalogue);
+        self.prefixes().await?;
+        self.by_hand();
+        Ok(())
+    }
+
+    async fn ask(&self, transport: Transport, name: &str, rtype: RecordType) -> Result<Reply, Failure> {
+        ask(self.server, transport, name, rtype, self.tag_code)
+            .await
+            .map_err(|error| Failure::failed(format!("asking {} for {name} {rtype}: {error}", self.server)))
+    }
+
+    fn row(&self, transport: Transport, name: &str, rtype: RecordType, reply: &Reply) {
+        let via = match transport {
+            Transport::Udp => "udp",
+            Transport::Tcp => "tcp",
+        };
+        let mut answer = match reply.addresses.split_first() {
+            None => reply.rcode.clone(),
+            Some((first, [])) => first.to_string(),
+            Some((first, rest)) => format!("{first} +{}", rest.len()),
+        };
+        if let Some(last) = reply.chain.last() {
+            answer = format!("{answer} ({} CNAMEs, {})", reply.chain.len(), last.split('.').next().unwrap_or_default());
+        }
+        let tag = match &reply.tag {
+            Some(text) => text.replace("app=", "").replace(";match=", ": ").replace(";also=", ", also "),
+            None => "-".to_owned(),
+        };
+        println!("  {via:<4}{:<6} {name:<34} {answer:<38} {tag:<26} {}", rtype.to_string(), self.size());
+    }
+
+    /// How many addresses are learned.
+    fn size(&self) -> usize {
+        let snapshot = self.daemon.learner().reader().snapshot();
+        snapshot.host_count(Family::V4) + snapshot.host_count(Family::V6)
+    }
+
+    /// Asks for everything else in the catalogue.
+    async fn fill(&self, names: &[Name]) -> Result<(), Failure> {
+        let before = self.size();
+        for some in names.chunks(AT_ONCE) {
+            let texts: Vec<String> = some.iter().map(Name::to_string).collect();
+            let asked = texts
+                .iter()
+                .flat_map(|name| [RecordType::A, RecordType::AAAA].map(|rtype| self.ask(Transport::Udp, name, rtype)));
+            for reply in futures_util::future::join_all(asked).await {
+                reply?;
+            }
+        }
+        println!(
+            "\n  … and A and AAAA of all {} names: {before} ▶ {} addresses in the set\n",
+            names.len(),
+            self.size()
+        );
+        Ok(())
+    }
+
+    /// Learned addresses by app.
+    fn totals(&self, catalogue: &Catalogue) {
+        let snapshot = self.daemon.learner().reader().snapshot();
+        let mut learned: BTreeMap<String, usize> = BTreeMap::new();
+        for host in snapshot.hosts() {
+            for app in host.apps().iter() {
+                *learned.entry(app.to_string()).or_default() += 1;
+            }
+        }
+        println!("  {:<20} {:>8} {:>9} {:>8}", "app", "triggers", "prefixes", "learned");
+        for app in catalogue.apps() {
+            let learned = learned.get(app.id.as_str()).copied().unwrap_or(0);
+            println!("  {:<20} {:>8} {:>9} {learned:>8}", app.id.as_str(), app.name_count, app.prefix_count);
+        }
+    }
+
+    /// What a firewall would read.
+    async fn prefixes(&self) -> Result<(), Failure> {
+        let Some(web) = self.daemon.web() else { return Ok(()) };
+        let url = format!("http://{web}/prefixes.txt");
+        let body = super::prefixes::fetch(&url).await?;
+        let lines: Vec<&str> = body.lines().collect();
+        println!("\n  {url}: {} prefixes, aggregated without loss", lines.len());
+        for line in lines.iter().take(PREFIXES_SHOWN) {
+            println!("    {line}");
+        }
+        if let Some(more) = lines.len().checked_sub(PREFIXES_SHOWN).filter(|&more| more > 0) {
+            println!("    … and {more} more");
+        }
+        Ok(())
+    }
+
+    /// What to try next.
+    fn by_hand(&self) {
+        let (ip, port) = (self.server.ip(), self.server.port());
+        println!("\n  Try it by hand:");
+        println!("    dig @{ip} -p {port} zoom.us            # the tag shows as an extended error (EDE)");
+        println!("    dig @{ip} -p {port} www.example.com    # no tag: not listed, not learned");
+        if let Some(web) = self.daemon.web() {
+            for path in [
+                "prefixes.txt?family=4",
+                "prefixes.nft",
+                "explain?name=login.zoom.us",
+                "explain?address=198.18.0.1",
+                "metrics",
+            ] {
+                println!("    curl 'http://{web}/{path}'");
+            }
+        }
+    }
+}
+
+/// The questions of the show: listed and ordinary names, all types, both transports.
+fn questions(names: &[Name]) -> Vec<(Transport, String, RecordType)> {
+    use RecordType::{A, AAAA, HTTPS};
+    use Transport::{Tcp, Udp};
+    let is_listed = |text: &str| Name::parse(text).is_ok_and(|name| names.iter().any(|zone| name.is_at_or_below(zone)));
+    let mut questions = vec![
+        (Udp, "zoom.us".to_owned(), A),
+        (Udp, "us04web.zoom.us".to_owned(), AAAA),
+        (Udp, "www.example.com".to_owned(), A),
+        (Tcp, "slack.com".to_owned(), A),
+        (Udp, "login.microsoftonline.com".to_owned(), A),
+        (Udp, "github.com".to_owned(), AAAA),
+        (Tcp, "news.example.org".to_owned(), AAAA),
+        (Udp, "api.dropbox.com".to_owned(), A),
+        (Udp, "nothing.example".to_owned(), A),
+    ];
+    questions.retain(|(_, name, _)| name.ends_with("example") || name.contains("example.") || is_listed(name));
+    // One with hints and one behind a chain, wherever the catalogue of today has them.
+    let place = |i: usize| names.get(i).map(Name::to_string);
+    questions.extend(place(0).map(|name| (Udp, name, HTTPS)));
+    questions.extend(place(4).map(|name| (Udp, name, A)));
+    questions.extend(place(9).map(|name| (Tcp, name, A)));
+    questions
+}

@@ -1,0 +1,202 @@
+//! `greenlane explain`: why a name or an address is bypassed, or why not.
+//!
+//! The running daemon is asked over its web listener, since it alone knows what was learned. `--offline` reads the
+//! lists instead and tells what they say, nothing about addresses learned.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::prefixes::{base_url, get, percent_encoded};
+use super::{ConfigFile, ExplainArgs, Failure};
+use crate::catalogue::{self, Catalogue};
+use crate::clock::Clock;
+use crate::daemon::{listing, today};
+use crate::learn;
+use crate::metrics::Registry;
+use crate::web::{Hooks, explain};
+
+/// Explains and prints.
+pub(super) fn run(file: &ConfigFile, args: &ExplainArgs) -> Result<(), Failure> {
+    let what = Subject::read(&args.what)?;
+    let value = if args.offline {
+        let config = file.load()?;
+        let loaded = catalogue::load(&config.catalogue, today()).map_err(Failure::usage)?;
+        offline(&what, loaded.catalogue, config.learn)
+    } else {
+        let base = match &args.url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => base_url(&file.load()?)?,
+        };
+        let url = format!("{base}/explain?{}={}", what.key(), percent_encoded(&args.what));
+        let body = get(&url).map_err(|failure| Failure {
+            message: format!("{}\n(`--offline` asks the lists alone)", failure.message),
+            ..failure
+        })?;
+        serde_json::from_str(&body).map_err(|error| Failure::failed(format!("{url}: no JSON: {error}")))?
+    };
+    if args.json {
+        println!("{value:#}");
+    } else {
+        print!("{}", in_words(&value, args.offline));
+    }
+    Ok(())
+}
+
+/// What is to be explained.
+enum Subject {
+    Name(crate::name::Name),
+    Address(std::net::IpAddr),
+}
+
+impl Subject {
+    fn read(text: &str) -> Result<Self, Failure> {
+        if let Ok(addr) = explain::read_address(text) {
+            return Ok(Self::Address(addr));
+        }
+        explain::read_name(text)
+            .map(Self::Name)
+            .map_err(|error| Failure::usage(format!("`{}`: {error}", text.escape_default())))
+    }
+
+    fn key(&self) -> &'static str {
+        match self {
+            Self::Name(_) => "name",
+            Self::Address(_) => "address",
+        }
+    }
+}
+
+/// Explains by lists and rules alone, as a daemon that has learned nothing would.
+fn offline(what: &Subject, catalogue: Catalogue, options: learn::Options) -> Value {
+    let catalogue = std::sync::Arc::new(catalogue);
+    let (learner, _writer) = learn::start(options, listing(&catalogue), 1, Clock::system(), &Registry::new());
+    let admitting = learner.clone();
+    let hooks = Hooks {
+        why_not: std::sync::Arc::new(move |addr| admitting.admits(addr).err().map(|reason| reason.to_string())),
+        ..Hooks::default()
+    };
+    match what {
+        Subject::Name(name) => explain::name(&catalogue, &learner.reader(), &hooks, name),
+        Subject::Address(addr) => explain::address(&catalogue, &learner.reader().snapshot(), &hooks, *addr),
+    }
+}
+
+/// The same for people. Members that are missing are left out: another version may have answered.
+fn in_words(value: &Value, is_offline: bool) -> String {
+    let mut text = String::new();
+    if let Some(name) = value["name"].as_str() {
+        name_in_words(&mut text, name, value);
+        if is_offline {
+            text.push_str("(the lists alone were asked, not what was learned)\n");
+        }
+    } else if let Some(address) = value["address"].as_str() {
+        address_in_words(&mut text, address, value);
+        if is_offline && value["in_set"] == false {
+            text.push_str("(the lists alone were asked, not what was learned)\n");
+        }
+    }
+    text
+}
+
+fn name_in_words(text: &mut String, name: &str, value: &Value) {
+    let verdict = if value["tagged"] == true { "is bypassed" } else { "is not bypassed" };
+    // Writing to a string cannot fail, here and below.
+    let _ = writeln!(text, "{name} {verdict}");
+    for app in members(&value["apps"]) {
+        let why = match app["verdict"].as_str() {
+            Some("bypass") => "yes, by",
+            Some("excepted") => "no, excepted by",
+            Some("never") => "no, catalogue.never has",
+            _ => "by",
+        };
+        let _ =
+            writeln!(text, "  {}: {why} `{}` at {}", word(&app["app"]), word(&app["trigger"]), word(&app["location"]));
+    }
+    if members(&value["apps"]).next().is_none() {
+        text.push_str("  no list has a trigger for it\n");
+    }
+    if let Some(listed) = value["followed_from"]["name"].as_str() {
+        let _ = writeln!(text, "  its addresses are learned for {listed}, whose HTTPS record points to it");
+    }
+    for seen in members(&value["addresses"]) {
+        let _ = writeln!(text, "  {} in the set {}", word(&seen["address"]), span(seen));
+    }
+}
+
+fn address_in_words(text: &mut String, address: &str, value: &Value) {
+    let verdict = if value["in_set"] == true { "is bypassed" } else { "is not bypassed" };
+    let _ = writeln!(text, "{address} {verdict}");
+    for entry in members(&value["statics"]) {
+        for app in members(&entry["apps"]) {
+            let _ = writeln!(
+                text,
+                "  {}: inside {}, listed at {}",
+                word(&app["app"]),
+                word(&entry["prefix"]),
+                word(&app["location"])
+            );
+        }
+    }
+    for seen in members(&value["sightings"]) {
+        for app in members(&seen["apps"]) {
+            let _ = writeln!(
+                text,
+                "  {}: answered for {}, by `{}` at {}, {}",
+                word(&app["app"]),
+                word(&seen["name"]),
+                word(&app["trigger"]),
+                word(&app["location"]),
+                span(seen)
+            );
+        }
+    }
+    if let Some(why) = value["why_not"].as_str() {
+        let _ = writeln!(text, "  {why}");
+    }
+}
+
+fn members(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+/// Since when and until when, in UTC.
+fn span(seen: &Value) -> String {
+    let at = |key: &str| {
+        let instant = seen[key].as_i64().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
+        instant.map_or_else(|| "?".to_owned(), |instant| instant.to_string())
+    };
+    format!("since {} until {}", at("first_seen"), at("end"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_explained_in_words() {
+        let value = json!({
+            "name": "eu.zoom.us", "tagged": true, "followed_from": null,
+            "apps": [{"app": "zoom", "verdict": "bypass", "trigger": "zoom.us", "location": "zones/zoom.list:6:1"}],
+            "addresses": [{"address": "192.0.2.1", "first_seen": 0, "end": 900}],
+        });
+        assert_eq!(
+            in_words(&value, false),
+            "eu.zoom.us is bypassed\n  zoom: yes, by `zoom.us` at zones/zoom.list:6:1\n  \
+             192.0.2.1 in the set since 1970-01-01T00:00:00Z until 1970-01-01T00:15:00Z\n"
+        );
+    }
+
+    #[test]
+    fn an_address_outside_the_set_says_why() {
+        let value =
+            json!({"address": "10.0.0.1", "in_set": false, "statics": [], "sightings": [], "why_not": "private"});
+        assert_eq!(in_words(&value, false), "10.0.0.1 is not bypassed\n  private\n");
+    }
+}

@@ -1,0 +1,193 @@
+//! The command line: one file a command.
+//!
+//! Data goes to standard output, talk to standard error. A command ends with 0 (done), 1 (failed) or 2 (usage or
+//! configuration), which is what [`Failure`] carries to `main`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Config, Env};
+use crate::daemon::StartError;
+
+mod ask;
+mod check;
+mod demo;
+mod explain;
+mod prefixes;
+mod serve;
+
+/// A DNS forwarder that keeps a firewall's TLS-inspection bypass exact.
+///
+/// Without a command it serves, as `greenlane serve` does.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    file: ConfigFile,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer clients, learn addresses, serve the set
+    Serve(ConfigFile),
+    /// Show everything on loopback with a built-in upstream, then go on serving
+    Demo(DemoArgs),
+    /// Read configuration and lists, print the counts and every problem
+    Check(CheckArgs),
+    /// Tell why a name or an address is bypassed, or why not
+    Explain(ExplainArgs),
+    /// Print the set of a running greenlane
+    Prefixes(PrefixesArgs),
+}
+
+/// Which configuration.
+#[derive(Clone, Debug, Args)]
+struct ConfigFile {
+    /// Configuration file; without it ./config.toml, else /etc/greenlane/config.toml, else the defaults
+    #[arg(short, long = "config", value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    /// End after the show
+    #[arg(long)]
+    once: bool,
+    /// Address of the DNS server
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:5300")]
+    dns: SocketAddr,
+    /// Address of the web listener
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8053")]
+    web: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// Check the lists of this folder instead of the configured one
+    #[arg(long, value_name = "FOLDER")]
+    zones: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    /// A domain name or an IP address
+    #[arg(value_name = "NAME|ADDRESS")]
+    what: String,
+    /// Ask the lists alone, no running greenlane
+    #[arg(long)]
+    offline: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The web listener of the greenlane to ask, if not the configured one
+    #[arg(long, value_name = "URL", conflicts_with = "offline")]
+    url: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct PrefixesArgs {
+    /// The form to print
+    #[arg(long, value_enum, default_value_t = PrintedFormat::Txt)]
+    format: PrintedFormat,
+    /// Only this IP version
+    #[arg(long, value_name = "4|6")]
+    family: Option<u8>,
+    /// Only these apps, separated by commas
+    #[arg(long, value_name = "APP,…")]
+    app: Option<String>,
+    /// Only static or only learned ones
+    #[arg(long, value_name = "static|learned")]
+    origin: Option<String>,
+    /// The web listener of the greenlane to ask, if not the configured one
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+}
+
+/// The forms that `prefixes` prints; the same words as the endings of `/prefixes.…`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PrintedFormat {
+    Txt,
+    Json,
+    Csv,
+    Nft,
+    Ipset,
+    Rsc,
+}
+
+/// Why a command ended early.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code: 1 failed, 2 usage or configuration.
+    pub code: u8,
+    /// What to tell the user, place first; may have several lines.
+    pub message: String,
+}
+
+impl Failure {
+    /// Something did not work.
+    fn failed(message: impl ToString) -> Self {
+        Self { code: 1, message: message.to_string() }
+    }
+
+    /// Something was asked for or configured that cannot be.
+    fn usage(message: impl ToString) -> Self {
+        Self { code: 2, message: message.to_string() }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        if error.is_configuration() { Self::usage(error) } else { Self::failed(error) }
+    }
+}
+
+/// Where a configuration is looked for without `--config`, in this order.
+const CONFIG_PATHS: [&str; 2] = ["config.toml", "/etc/greenlane/config.toml"];
+
+impl ConfigFile {
+    /// Returns the file to read; `None` if none was named and none stands at the usual places.
+    fn path(&self) -> Option<PathBuf> {
+        self.config.clone().or_else(|| CONFIG_PATHS.map(PathBuf::from).into_iter().find(|path| path.exists()))
+    }
+
+    /// Reads the configuration and tells its warnings.
+    fn load(&self) -> Result<Config, Failure> {
+        let path = self.path();
+        let config = read_config(path.as_deref())?;
+        for warning in &config.not_built {
+            eprintln!("warning: {warning}");
+        }
+        Ok(config)
+    }
+}
+
+/// Reads a configuration; the defaults without a file, with the environment's values over them.
+fn read_config(path: Option<&Path>) -> Result<Config, Failure> {
+    let env = Env::of_process();
+    match path {
+        Some(path) => Config::load(path, &env),
+        None => Config::without_file(&env),
+    }
+    .map_err(Failure::usage)
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// What to print and the exit code.
+    pub fn run(self) -> Result<(), Failure> {
+        match self.command {
+            None => serve::run(&self.file),
+            Some(Command::Serve(file)) => serve::run(&file),
+            Some(Command::Demo(args)) => demo::run(&args),
+            Some(Command::Check(args)) => check::run(&self.file, &args),
+            Some(Command::Explain(args)) => explain::run(&self.file, &args),
+            Some(Command::Prefixes(args)) => prefixes::run(&self.file, &args),
+        }
+    }
+}

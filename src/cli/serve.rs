@@ -1,0 +1,61 @@
+//! `greenlane serve`: run until told to stop, reload when told to.
+
+use std::io::IsTerminal;
+
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{ConfigFile, Failure};
+use crate::config::{LogFormat, LogOptions};
+use crate::daemon::{Daemon, Stopped};
+
+/// Runs the daemon.
+pub(super) fn run(file: &ConfigFile) -> Result<(), Failure> {
+    let config = file.load()?;
+    log_to_stderr(&config.log);
+    runtime()?.block_on(async {
+        let daemon = Daemon::start(config, file.path()).await.map_err(Failure::from)?;
+        eprintln!("{}", daemon.greeting());
+        until_stopped(&daemon).await?;
+        daemon.drain().await;
+        Ok(())
+    })
+}
+
+/// Makes the runtime that everything runs on.
+pub(super) fn runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("starting threads: {error}")))
+}
+
+/// Sends the log to standard error. `RUST_LOG`, where it is set, decides over the configured level.
+pub(super) fn log_to_stderr(options: &LogOptions) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(options.level.name()));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second start in one process keeps the first log; only tests do that.
+    let _ = match options.format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}
+
+/// Waits for SIGINT or SIGTERM, reloading at each SIGHUP; also ends if a part of the daemon that must run has ended.
+pub(super) async fn until_stopped(daemon: &Daemon) -> Result<(), Failure> {
+    let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("listening for signals: {error}")));
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => daemon.reload().await,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            Stopped(part) = daemon.stopped() => {
+                return Err(Failure::failed(format!("{part} ended by itself; this is a mistake in greenlane")));
+            }
+        }
+    }
+}

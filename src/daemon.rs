@@ -1,0 +1,543 @@
+//! Start, reload, drain, stop: the only file that joins all parts.
+//!
+//! ```text
+//!  Config ─▶ catalogue, export folders, sockets ── all checked and bound before anything runs
+//!         ─▶ learner and its writer ─▶ pipeline ─▶ listeners, web, files, watch
+//! ```
+//!
+//! A reload builds everything new first and then swaps it in, under the next generation number; if any of it fails
+//! the old state stays whole. What cannot change while running (the sockets, the cache's size, the log) is named in
+//! one line and waits for a restart. At the end listeners stop taking questions, those that wait are answered, and
+//! the streams of consumers are closed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cache::Cache;
+use crate::catalogue::{self, Catalogue};
+use crate::clock::Clock;
+use crate::config::{Config, Env};
+use crate::export::file;
+use crate::forward::{self, Forward};
+use crate::learn::{self, Learner, Listing};
+use crate::listen::plain::{self, Plain};
+use crate::listen::streams::{Open, Streams};
+use crate::listen::{self, Access, BindError, Bound};
+use crate::metrics::Registry;
+use crate::pipeline::{Current, Pipeline};
+use crate::policy::Special;
+use crate::prefix::Prefix;
+use crate::set::StaticEntry;
+use crate::source::Problems;
+use crate::web;
+use crate::wire::Rules;
+
+mod stats;
+mod watch;
+
+/// How long questions that wait may take to be answered once the end has begun.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A part that must run as long as the daemon, and ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped(pub &'static str);
+
+/// Why nothing was started.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The lists have mistakes.
+    #[error("{0}")]
+    Catalogue(Problems),
+    /// A DNS socket.
+    #[error("{0}")]
+    Listen(#[from] BindError),
+    /// No DNS socket is left: every address is a default one that this host lacks.
+    #[error("listen.dns: this host has none of the default addresses; name one that it has")]
+    NoAddress,
+    /// The web socket.
+    #[error("listen.web: {addr}: {}", in_words(.source))]
+    Web {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The upstreams.
+    #[error("{0}")]
+    Forward(#[from] forward::OptionsError),
+    /// A file to export to.
+    #[error("{0}")]
+    Export(#[from] file::CheckError),
+}
+
+impl StartError {
+    /// Returns whether the configuration or the lists must change, rather than the host.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Catalogue(_) | Self::NoAddress | Self::Forward(_))
+    }
+}
+
+fn in_words(source: &std::io::Error) -> String {
+    match source.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "the port is in use (TCP): stop the other server, or choose another address with `listen.web`".to_owned()
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "is no address of this host: take one that `ip address` shows".to_owned()
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "needs the right to bind ports below 1024: grant CAP_NET_BIND_SERVICE, or choose another port".to_owned()
+        }
+        _ => source.to_string(),
+    }
+}
+
+/// Why a reload changed nothing.
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    /// The configuration has mistakes.
+    #[error("{0}")]
+    Config(Problems),
+    /// The lists have mistakes.
+    #[error("{0}")]
+    Catalogue(Problems),
+    /// The lists hold nothing, and held something before.
+    #[error("{0}: no trigger is left, while {1} are in force; remove `catalogue.path` entries one by one, or restart")]
+    Emptied(String, usize),
+    /// The upstreams.
+    #[error("{0}")]
+    Forward(#[from] forward::OptionsError),
+    /// A file to export to.
+    #[error("{0}")]
+    Export(#[from] file::CheckError),
+}
+
+/// What is in force.
+#[derive(Debug)]
+struct Loaded {
+    config: Config,
+    generation: u64,
+}
+
+/// A running greenlane.
+pub struct Daemon {
+    source: Option<PathBuf>,
+    loaded: tokio::sync::Mutex<Loaded>,
+    pipeline: Pipeline,
+    learner: Learner,
+    catalogue: Arc<ArcSwap<Catalogue>>,
+    access: Arc<Access>,
+    clock: Clock,
+    meter: Meter,
+    dns: Vec<SocketAddr>,
+    web: Option<SocketAddr>,
+    waiting: Arc<Semaphore>,
+    ready: Arc<AtomicBool>,
+    /// Ends listeners.
+    stop: CancellationToken,
+    /// Ends the parts behind them: files, web, watch.
+    stop_rest: CancellationToken,
+    files: Mutex<CancellationToken>,
+    file_metrics: file::Metrics,
+    tasks: TaskTracker,
+    listeners: TaskTracker,
+    ended: tokio::sync::Mutex<mpsc::Receiver<Stopped>>,
+    ending: mpsc::Sender<Stopped>,
+}
+
+impl Daemon {
+    /// Checks, binds and starts everything. `source` is the file that a reload reads again.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    pub async fn start(config: Config, source: Option<PathBuf>) -> Result<Arc<Self>, StartError> {
+        let clock = Clock::system();
+        let registry = Registry::new();
+        let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
+        config.export_files.iter().try_for_each(file::check)?;
+        let bound = listen::bind(&config.listen.dns)?;
+        if bound.is_empty() {
+            return Err(StartError::NoAddress);
+        }
+        let web = bind_web(&config).await?;
+        let forward = Arc::new(Forward::new(config.forward.clone(), clamps(&config), clock.clone(), &registry)?);
+
+        tell_warnings(&loaded.warnings);
+        let catalogue = Arc::new(loaded.catalogue);
+        let generation = 1;
+        let options = learn_options(&config, bound.iter().map(|sockets| sockets.addr));
+        let (learner, writer) = learn::start(options, listing(&catalogue), generation, clock.clone(), &registry);
+        let current = current(&config, generation, &catalogue, forward);
+        let cache = Cache::new(config.cache.size_bytes);
+        let pipeline = Pipeline::new(current, cache, learner.clone(), clock.clone(), &registry);
+        let meter = Meter::new(&registry);
+        meter.triggers.set(i64::try_from(catalogue.trigger_count()).unwrap_or(i64::MAX));
+        let (ending, ended) = mpsc::channel(4);
+        let daemon = Arc::new(Self {
+            source,
+            pipeline,
+            learner,
+            catalogue: Arc::new(ArcSwap::new(catalogue)),
+            access: Arc::new(Access::new(config.listen.allow.clone())),
+            clock,
+            meter,
+            dns: bound.iter().map(|sockets| sockets.addr).collect(),
+            web: web.as_ref().and_then(|listener| listener.local_addr().ok()),
+            waiting: Arc::new(Semaphore::new(plain::WAITING_MAX)),
+            ready: Arc::new(AtomicBool::new(false)),
+            stop: CancellationToken::new(),
+            stop_rest: CancellationToken::new(),
+            files: Mutex::new(CancellationToken::new()),
+            file_metrics: file::Metrics::new(&registry),
+            tasks: TaskTracker::new(),
+            listeners: TaskTracker::new(),
+            ended: tokio::sync::Mutex::new(ended),
+            ending,
+            loaded: tokio::sync::Mutex::new(Loaded { config: config.clone(), generation }),
+        });
+        daemon.must_run("the writer of the set", &daemon.tasks, writer.run());
+        daemon.start_files(&config.export_files);
+        daemon.start_listeners(bound, &config.listen, &registry);
+        if let Some(listener) = web {
+            daemon.start_web(listener, &config, registry);
+        }
+        if config.watch {
+            watch::start(&daemon, &config.catalogue.path);
+        }
+        daemon.ready.store(true, Ordering::Release);
+        Ok(daemon)
+    }
+
+    /// Returns the DNS addresses, UDP and TCP, with the ports that the system chose.
+    pub fn dns(&self) -> &[SocketAddr] {
+        &self.dns
+    }
+
+    /// Returns the address of the web listener.
+    pub fn web(&self) -> Option<SocketAddr> {
+        self.web
+    }
+
+    /// Returns the catalogue in force.
+    pub fn catalogue(&self) -> Arc<Catalogue> {
+        self.catalogue.load_full()
+    }
+
+    /// Returns the learner.
+    pub fn learner(&self) -> &Learner {
+        &self.learner
+    }
+
+    /// Returns one line that tells where everything is.
+    pub fn greeting(&self) -> String {
+        let dns: Vec<String> = self.dns.iter().map(SocketAddr::to_string).collect();
+        let web = self.web.map_or_else(|| "off".to_owned(), |addr| format!("http://{addr}/"));
+        let catalogue = self.catalogue();
+        format!(
+            "greenlane {}: DNS on {} (UDP and TCP), web on {web}, {} apps with {} triggers",
+            env!("CARGO_PKG_VERSION"),
+            dns.join(", "),
+            catalogue.apps().len(),
+            catalogue.trigger_count(),
+        )
+    }
+
+    /// Reads configuration and lists again and puts both in force, or neither. Says so once, either way.
+    pub async fn reload(&self) {
+        let mut loaded = self.loaded.lock().await;
+        let env = Env::of_process();
+        let config = match &self.source {
+            Some(path) => Config::load(path, &env),
+            None => Ok(loaded.config.clone()),
+        };
+        let result = match config {
+            Ok(config) => self.apply(config, &mut loaded).await,
+            Err(problems) => Err(ReloadError::Config(problems)),
+        };
+        self.tell(result);
+    }
+
+    /// Reads the lists again, under the configuration in force.
+    async fn reload_catalogue(&self) {
+        let mut loaded = self.loaded.lock().await;
+        let config = loaded.config.clone();
+        let result = self.apply(config, &mut loaded).await;
+        self.tell(result);
+    }
+
+    fn tell(&self, result: Result<u64, ReloadError>) {
+        let catalogue = self.catalogue();
+        match result {
+            Ok(generation) => {
+                self.meter.reloads.with_label_values(&["done"]).inc();
+                tracing::info!(
+                    "reloaded as generation {generation}: {} apps with {} triggers",
+                    catalogue.apps().len(),
+                    catalogue.trigger_count()
+                );
+            }
+            Err(error) => {
+                self.meter.reloads.with_label_values(&["failed"]).inc();
+                tracing::error!("reload refused, the old state stays in force: {error}");
+            }
+        }
+    }
+
+    /// Puts a configuration and its lists in force: everything is built before anything is swapped.
+    async fn apply(&self, config: Config, loaded: &mut Loaded) -> Result<u64, ReloadError> {
+        let read = catalogue::load(&config.catalogue, today()).map_err(ReloadError::Catalogue)?;
+        let in_force = self.catalogue().trigger_count();
+        if read.catalogue.is_empty() && in_force > 0 {
+            return Err(ReloadError::Emptied(config.catalogue.path.display().to_string(), in_force));
+        }
+        config.export_files.iter().try_for_each(file::check)?;
+        let upstreams_change = config.forward != loaded.config.forward || clamps(&config) != clamps(&loaded.config);
+        let forward = if upstreams_change {
+            Arc::new(self.pipeline.current().forward().renewed(config.forward.clone(), clamps(&config))?)
+        } else {
+            Arc::clone(self.pipeline.current().forward())
+        };
+
+        // From here on nothing fails.
+        tell_warnings(&read.warnings);
+        let catalogue = Arc::new(read.catalogue);
+        let generation = loaded.generation + 1;
+        self.access.replace(config.listen.allow.clone());
+        // The learner first: what is matched by the old catalogue meanwhile, it matches again.
+        let options = learn_options(&config, self.dns.iter().copied());
+        self.learner.reload(listing(&catalogue), generation, Some(options)).await;
+        self.pipeline.replace(current(&config, generation, &catalogue, forward));
+        self.catalogue.store(Arc::clone(&catalogue));
+        if upstreams_change {
+            self.pipeline.clear_cache();
+        }
+        if config.export_files != loaded.config.export_files {
+            self.start_files(&config.export_files);
+        }
+        self.meter.triggers.set(i64::try_from(catalogue.trigger_count()).unwrap_or(i64::MAX));
+        name_what_waits_for_a_restart(&loaded.config, &config);
+        *loaded = Loaded { config, generation };
+        Ok(generation)
+    }
+
+    /// Waits until a part that must run has ended.
+    pub async fn stopped(&self) -> Stopped {
+        match self.ended.lock().await.recv().await {
+            Some(stopped) => stopped,
+            // We hold a sender ourselves, so the channel never closes.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes no more questions, answers those that wait, ends everything.
+    pub async fn drain(&self) {
+        self.stop.cancel();
+        self.listeners.close();
+        let answered = async {
+            self.listeners.wait().await;
+            // Every question over UDP that waits holds a permit.
+            let _all = self.waiting.acquire_many(u32::try_from(plain::WAITING_MAX).unwrap_or(u32::MAX)).await;
+        };
+        if tokio::time::timeout(DRAIN_PATIENCE, answered).await.is_err() {
+            tracing::warn!("questions were left unanswered after {} s", DRAIN_PATIENCE.as_secs());
+        }
+        self.stop_rest.cancel();
+        self.files.lock().cancel();
+    }
+
+    fn start_listeners(self: &Arc<Self>, bound: Vec<Bound>, options: &listen::Options, registry: &Registry) {
+        let meter = listen::Meter::new(registry);
+        let plain = Plain {
+            pipeline: self.pipeline.clone(),
+            access: Arc::clone(&self.access),
+            clock: self.clock.clone(),
+            meter: meter.clone(),
+            waiting: Arc::clone(&self.waiting),
+        };
+        let streams = Streams {
+            pipeline: self.pipeline.clone(),
+            access: Arc::clone(&self.access),
+            clock: self.clock.clone(),
+            meter,
+            open: Arc::new(Open::new(options.max_connections, options.max_connections_per_client)),
+            talking: self.listeners.clone(),
+        };
+        for sockets in bound {
+            let udp = plain.clone().run(Arc::new(sockets.udp), self.stop.clone());
+            self.must_run("a UDP listener", &self.listeners, udp);
+            self.must_run("a TCP listener", &self.listeners, streams.clone().run(sockets.tcp, self.stop.clone()));
+        }
+    }
+
+    fn start_web(self: &Arc<Self>, listener: TcpListener, config: &Config, registry: Registry) {
+        let state = web::State {
+            reader: self.learner.reader(),
+            catalogue: Arc::clone(&self.catalogue),
+            registry,
+            clock: self.clock.clone(),
+            ready: Arc::clone(&self.ready),
+            hooks: self.hooks(),
+        };
+        let server = web::serve(listener, state, config.web.clone(), self.stop_rest.clone());
+        self.must_run("the web listener", &self.tasks, server);
+    }
+
+    /// What the web listener asks of parts that it does not know.
+    fn hooks(self: &Arc<Self>) -> web::Hooks {
+        let (admitting, following, clock) = (self.learner.clone(), self.learner.clone(), self.clock.clone());
+        web::Hooks {
+            stats: stats::of(self),
+            why_not: Arc::new(move |addr| admitting.admits(addr).err().map(|reason| reason.to_string())),
+            followed: Arc::new(move |name| following.followed(name, clock.now())),
+        }
+    }
+
+    /// Keeps these files from now on, instead of those kept so far.
+    fn start_files(&self, files: &[file::Options]) {
+        let stop = self.stop_rest.child_token();
+        std::mem::replace(&mut *self.files.lock(), stop.clone()).cancel();
+        for options in files {
+            let reader = self.learner.reader();
+            self.tasks.spawn(file::keep(options.clone(), reader, self.file_metrics.clone(), stop.clone()));
+        }
+    }
+
+    /// Runs a part, and tells when it ends before the daemon does.
+    fn must_run(
+        self: &Arc<Self>,
+        part: &'static str,
+        tracker: &TaskTracker,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (ending, stop) = (self.ending.clone(), self.stop.clone());
+        let handle = tracker.spawn(task);
+        self.tasks.spawn(async move {
+            let _ = handle.await;
+            if !stop.is_cancelled() {
+                // A full channel means that somebody is about to hear of another part.
+                let _ = ending.try_send(Stopped(part));
+            }
+        });
+    }
+}
+
+/// What the daemon itself counts.
+#[derive(Debug)]
+struct Meter {
+    reloads: IntCounterVec,
+    triggers: IntGauge,
+}
+
+impl Meter {
+    fn new(registry: &Registry) -> Self {
+        let reloads = registry.add(IntCounterVec::new(
+            Opts::new(
+                "greenlane_catalogue_reloads_total",
+                "Reloads of configuration and lists by result; after one that failed the old state stays in force.",
+            ),
+            &["result"],
+        ));
+        for result in ["done", "failed"] {
+            reloads.with_label_values(&[result]);
+        }
+        let triggers =
+            registry.add(IntGauge::new("greenlane_catalogue_triggers", "Triggers in the catalogue in force."));
+        let build = registry.add(IntGaugeVec::new(
+            Opts::new("greenlane_build_info", "Always 1; the labels say which greenlane this is."),
+            &["version"],
+        ));
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Self { reloads, triggers }
+    }
+}
+
+/// Returns today's date in UTC, for review dates.
+pub fn today() -> jiff::civil::Date {
+    let millis = i64::try_from(Clock::system().now().as_millis()).unwrap_or(i64::MAX);
+    let now = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    jiff::tz::Offset::UTC.to_datetime(now).date()
+}
+
+async fn bind_web(config: &Config) -> Result<Option<TcpListener>, StartError> {
+    match config.web.listen {
+        None => Ok(None),
+        Some(addr) => TcpListener::bind(addr).await.map(Some).map_err(|source| StartError::Web { addr, source }),
+    }
+}
+
+fn current(config: &Config, generation: u64, catalogue: &Arc<Catalogue>, forward: Arc<Forward>) -> Current {
+    let routes = config.forward.routes.iter().map(|route| route.zone.clone()).collect();
+    Current::new(generation, Arc::clone(catalogue), forward, Special::new(routes), clamps(config), config.tag)
+}
+
+/// How answers are clamped; whose AD is believed is for each upstream to say.
+fn clamps(config: &Config) -> Rules {
+    let secs = |span: Duration| u32::try_from(span.as_secs()).unwrap_or(u32::MAX);
+    Rules {
+        min_ttl: secs(config.cache.min_ttl),
+        max_ttl: secs(config.cache.max_ttl),
+        negative_max_ttl: secs(config.cache.negative_max_ttl),
+        trust_ad: false,
+    }
+}
+
+/// What the learner needs of a catalogue.
+pub(crate) fn listing(catalogue: &Arc<Catalogue>) -> Listing {
+    let statics = catalogue.prefixes().iter();
+    let statics = statics.map(|listed| StaticEntry { prefix: listed.prefix, apps: listed.apps().cloned().collect() });
+    let matching = Arc::clone(catalogue);
+    Listing::new(statics.collect(), move |name| matching.find(name).map(|id| matching.tag(id)))
+}
+
+/// The learner's options, with the addresses that this host has where we listen on all of them.
+fn learn_options(config: &Config, dns: impl Iterator<Item = SocketAddr>) -> learn::Options {
+    let mut options = config.learn.clone();
+    if dns.map(|addr| addr.ip()).any(|ip| ip.is_unspecified()) {
+        options.own.extend(interface_addresses().map(Prefix::host));
+    }
+    options
+}
+
+/// Every address of this host's interfaces; none if the system does not tell.
+fn interface_addresses() -> impl Iterator<Item = IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|addr| IpAddr::V4(addr.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|addr| IpAddr::V6(addr.ip())))
+    })
+}
+
+/// Warnings of the lists go to the log in one line; `greenlane check` prints them all.
+fn tell_warnings(warnings: &[crate::source::Problem]) {
+    if !warnings.is_empty() {
+        tracing::info!("{} warnings about the lists; `greenlane check` prints them", warnings.len());
+    }
+}
+
+fn name_what_waits_for_a_restart(old: &Config, new: &Config) {
+    let waiting = [
+        ("listen.dns", old.listen.dns != new.listen.dns),
+        ("listen.web", old.web != new.web),
+        ("clients.max-connections", old.listen.max_connections != new.listen.max_connections),
+        ("cache.size", old.cache.size_bytes != new.cache.size_bytes),
+        ("catalogue.watch", old.watch != new.watch),
+        ("log", old.log != new.log),
+    ];
+    let keys: Vec<&str> = waiting.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect();
+    if !keys.is_empty() {
+        tracing::warn!("changed, but in force only after a restart: {}", keys.join(", "));
+    }
+}
