@@ -1,1 +1,7 @@
-//! Integration tests.
+//! The whole of greenlane from outside: the built binary, real sockets of loopback, scripted upstreams.
+
+mod answers;
+mod harness;
+mod layers;
+mod streams;
+mod upstream;
