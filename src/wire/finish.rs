@@ -202,3 +202,6 @@ fn write_opt(answer: &Answer, view: &View<'_>, given: &Given<'_>, rcode: u16, op
         ede.write(out, options != Options::EdesWithoutText);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,8 +19,12 @@ mod facts;
 mod finish;
 mod names;
 mod opt;
+#[cfg(test)]
+mod properties;
 mod rdata;
 mod rebuild;
+#[cfg(test)]
+mod testing;
 mod view;
 mod walk;
 

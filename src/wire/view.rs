@@ -372,3 +372,6 @@ fn question_end(packet: &[u8], at: usize) -> Option<usize> {
 // A refusal holds a header, the longest question, the HINFO record and an OPT with the longest EDE: always below the
 // 512 octets that any client takes.
 const _: () = assert!(HEADER_LEN + WIRE_LEN_MAX + 4 + 12 + ANY_HINFO.len() + OPT_LEN + opt::EDE_LEN + 64 <= 512);
+
+#[cfg(test)]
+mod tests;

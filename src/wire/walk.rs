@@ -304,3 +304,6 @@ impl<'a> Message<'a> {
         (high << 4) | (header.flags & flag::RCODE)
     }
 }
+
+#[cfg(test)]
+mod tests;
