@@ -16,8 +16,7 @@
 //!   ends the try (UDP): a record of no octets (`InvalidEmptyRecord`, so an empty APL or any unknown type), HTTPS
 //!   and SVCB parameters out of order or without octets, an odd client subnet option, a record whose type is a
 //!   question type. A forwarder passes on what its own walker can vouch for. So a reply travels in an *envelope*: a
-//!   message with its
-//!   id and a single NULL record that holds the reply as it came, which always reads.
+//!   message with its id and a single NULL record that holds the reply as it came, which always reads.
 //! - Its UDP stream never connects its socket, so an ICMP error (nobody listens) is never seen; sends again with the
 //!   same id; receives into a buffer of the advertised size; and compares questions only after reading everything.
 //!   [`Datagrams`] takes its place below the `DnsExchange`.
