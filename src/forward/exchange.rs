@@ -13,10 +13,10 @@
 //!
 //! Why hickory's parts are not used as they come (0.26.3):
 //! - It reads a whole reply into records before it hands out the octets. One it cannot read is dropped (TCP, TLS) or
-//!   ends the try (UDP): a record of no octets (`InvalidEmptyRecord`, so an empty APL or any unknown type), one of a
-//!   known type in a form newer than itself (SVCB parameters, CAA, CSYNC, NAPTR), an odd EDNS option, a record whose
-//!   type is a question type. A forwarder passes these on. So a reply travels in an *envelope*: a message with its
-//!   id and a single NULL record that holds the reply as it came, which always reads.
+//!   ends the try (UDP): a record of no octets (`InvalidEmptyRecord`, so an empty APL or any unknown type), HTTPS
+//!   and SVCB parameters out of order or without octets, an odd client subnet option, a record whose type is a
+//!   question type. A forwarder passes on what its own walker can vouch for. So a reply travels in an *envelope*: a
+//!   message with its id and a single NULL record that holds the reply as it came, which always reads.
 //! - Its UDP stream never connects its socket, so an ICMP error (nobody listens) is never seen; sends again with the
 //!   same id; receives into a buffer of the advertised size; and compares questions only after reading everything.
 //!   [`Datagrams`] takes its place below the `DnsExchange`.
@@ -424,4 +424,105 @@ fn question_end(query: &[u8]) -> usize {
         }
     }
     (at + 4).min(query.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUESTION: &[u8] = b"\x01a\x07example\x00\x00\x01\x00\x01";
+
+    /// Returns a reply with one record of `rtype` and with one option of `code`, if it has octets.
+    fn reply(rtype: u16, rdata: &[u8], code: u16, value: &[u8]) -> Vec<u8> {
+        let mut octets = b"\x12\x34\x81\x80\x00\x01\x00\x01\x00\x00\x00\x01".to_vec();
+        octets.extend_from_slice(QUESTION);
+        octets.extend_from_slice(&[0xc0, 12]);
+        octets.extend_from_slice(&rtype.to_be_bytes());
+        octets.extend_from_slice(&[0, 1, 0, 0, 0, 60]);
+        octets.extend_from_slice(&(rdata.len() as u16).to_be_bytes());
+        octets.extend_from_slice(rdata);
+        octets.extend_from_slice(&[0, 0, 41, 4, 0xd0, 0, 0, 0, 0]);
+        let mut options = Vec::new();
+        if !value.is_empty() {
+            options.extend_from_slice(&code.to_be_bytes());
+            options.extend_from_slice(&(value.len() as u16).to_be_bytes());
+            options.extend_from_slice(value);
+        }
+        octets.extend_from_slice(&(options.len() as u16).to_be_bytes());
+        octets.extend_from_slice(&options);
+        octets
+    }
+
+    #[test]
+    fn replies_that_hickory_refuses_travel_in_an_envelope() {
+        assert!(DnsResponse::from_buffer(reply(1, &[192, 0, 2, 1], 0, &[])).is_ok(), "the frame is sound");
+        for (what, refused) in [
+            ("an empty APL", reply(42, &[], 0, &[])),
+            ("an unknown type without octets", reply(65_281, &[], 0, &[])),
+            ("SVCB keys out of order", reply(65, &[0, 1, 0, 0, 3, 0, 2, 1, 0xbb, 0, 1, 0, 3, 2, b'h', b'2'], 0, &[])),
+            ("an ALPN list without octets", reply(65, &[0, 1, 0, 0, 1, 0, 0], 0, &[])),
+            ("an odd client subnet", reply(1, &[192, 0, 2, 1], 8, &[0, 9, 1])),
+            ("a record of a question type", reply(255, &[0], 0, &[])),
+        ] {
+            assert!(DnsResponse::from_buffer(refused.clone()).is_err(), "{what}: hickory reads it by now");
+            let carried = DnsResponse::from_buffer(envelope(&refused).unwrap()).unwrap();
+            assert_eq!(carried.id, 0x1234, "{what}");
+            assert_eq!(open(carried.into_buffer()), refused, "{what}");
+        }
+    }
+
+    #[test]
+    fn envelope_holds_the_longest_and_the_shortest_reply() {
+        for len in [2, 3, 12, 65_535] {
+            let whole = vec![0xff; len];
+            let carried = DnsResponse::from_buffer(envelope(&whole).unwrap()).unwrap();
+            assert_eq!(open(carried.into_buffer()), whole);
+        }
+        assert_eq!(envelope(&[]), None);
+        assert_eq!(envelope(&[1]), None);
+        assert_eq!(envelope(&vec![0; 65_536]), None);
+    }
+
+    #[test]
+    fn reply_must_repeat_the_question_but_for_letter_case() {
+        let sound = reply(1, &[192, 0, 2, 1], 0, &[]);
+        assert!(is_reply(&sound, QUESTION));
+        let spoilt = |at: usize, octet: u8| {
+            let mut octets = sound.clone();
+            octets[at] = octet;
+            is_reply(&octets, QUESTION)
+        };
+        assert!(spoilt(13, b'A'));
+        assert!(!spoilt(13, b'b'), "name");
+        assert!(!spoilt(2, 0x01), "QR");
+        assert!(!spoilt(2, 0x89), "opcode");
+        assert!(!spoilt(5, 0) && !spoilt(5, 2), "QDCOUNT");
+        assert!(!spoilt(24, 28), "type");
+        assert!(!spoilt(26, 3), "class");
+        for len in 0..27 {
+            assert!(!is_reply(&sound[..len], QUESTION), "{len} octets");
+        }
+    }
+
+    #[test]
+    fn only_formerr_and_notimp_may_come_without_a_question() {
+        for code in 0..16u8 {
+            let mut header = [0u8; HEADER_LEN];
+            header[2] = 0x80;
+            header[3] = code;
+            assert_eq!(is_reply(&header, QUESTION), code == 1 || code == 4, "rcode {code}");
+            header[11] = 1;
+            assert!(!is_reply(&header, QUESTION));
+        }
+    }
+
+    #[test]
+    fn own_question_is_found_in_our_query() {
+        let name = crate::name::Name::parse("a.example").unwrap();
+        let question = Question { name, qtype: 1, qclass: 1, dnssec_ok: false, checking_disabled: false };
+        let manner = Manner { edns: true, authentic_data: false };
+        let query = request(&question, manner).unwrap().to_vec().unwrap();
+        assert_eq!(&query[HEADER_LEN..question_end(&query)], QUESTION);
+        assert_eq!(question_octets(&question), QUESTION);
+    }
 }

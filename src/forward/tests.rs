@@ -148,8 +148,8 @@ async fn ad_is_asked_for_and_passed_from_trusted_upstreams_only() {
 
 #[tokio::test]
 async fn answer_comes_back_unchanged_over_every_transport() {
-    // Each of these makes hickory refuse the whole reply: a record of no octets, SVCB keys out of order, an odd
-    // client subnet option. The rest is what it would lose or alter: unknown types, authority, additional, EDE.
+    // The empty record and the odd client subnet make hickory refuse a whole reply (see `exchange`). The rest is what
+    // its resolver would lose: unknown types and parameters, authority, additional, EDE.
     let empty = record(&[0xc0, 12], 42, 60, &[]);
     let unknown = record(&[0xc0, 12], 65_281, 60, &[1, 2, 3]);
     let svcb = record(&[0xc0, 12], HTTPS, 60, &[0, 1, 0, 0xff, 0x00, 0, 1, 9, 0xff, 0x01, 0, 0]);

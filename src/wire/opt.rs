@@ -258,3 +258,62 @@ fn cut(text: &str, len_max: usize) -> &str {
     }
     &text[..end]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(app: &str, trigger: &str, also: &[&str]) -> String {
+        TagText { app, trigger, also }.to_text()
+    }
+
+    #[test]
+    fn tag_text_names_app_trigger_and_further_apps() {
+        assert_eq!(text("zoom", "zoom.us", &[]), "app=zoom;match=zoom.us");
+        assert_eq!(text("zoom", "=a.zoom.us", &["teams", "webex"]), "app=zoom;match==a.zoom.us;also=teams,webex");
+    }
+
+    #[test]
+    fn tag_text_loses_match_first_then_the_last_apps() {
+        let trigger = "x".repeat(200);
+        assert_eq!(text("zoom", &trigger, &["teams"]), "app=zoom;also=teams");
+        let (b, c) = ("b".repeat(60), "c".repeat(60));
+        assert_eq!(text("zoom", "zoom.us", &[&b, &c]), format!("app=zoom;also={b}"));
+        assert_eq!(text(&"é".repeat(90), "a.example", &["b"]).len(), 128);
+        for len in 0..200 {
+            let (app, trigger) = ("a".repeat(len), "t".repeat(200 - len));
+            assert!(text(&app, &trigger, &["one", "two", "three"]).len() <= TAG_TEXT_LEN_MAX);
+            assert!(TagText { app: &app, trigger: &trigger, also: &[] }.ede_text().len() <= TAG_TEXT_LEN_MAX);
+        }
+    }
+
+    #[test]
+    fn tag_option_has_the_parts_that_are_switched_on() {
+        let text = TagText { app: "zoom", trigger: "zoom.us", also: &[] };
+        let octets = |code, extended_error| {
+            let mut out = Vec::new();
+            let tag = TagOption::new(code, extended_error, &text);
+            tag.write(&mut out);
+            assert_eq!(out.len(), tag.len());
+            out
+        };
+        let option = b"\xff\x21\0\x16app=zoom;match=zoom.us";
+        let ede = b"\0\x0f\0\x17\0\0bypass zoom (zoom.us)";
+        assert_eq!(octets(65_313, true), [&option[..], ede].concat());
+        assert_eq!(octets(65_313, false), option);
+        assert_eq!(octets(0, true), ede);
+        assert_eq!(octets(0, false), b"");
+    }
+
+    #[test]
+    fn tag_without_room_for_its_trigger_still_names_the_app() {
+        let text = TagText { app: "zoom", trigger: &"x".repeat(150), also: &[] };
+        assert_eq!(text.ede_text(), "bypass zoom");
+    }
+
+    #[test]
+    fn options_end_with_the_first_that_is_not_whole() {
+        let found: Vec<_> = Options::new(&[0, 10, 0, 1, 7, 0, 3, 0, 0, 0, 9, 0, 2, 1]).collect();
+        assert_eq!(found, [Some((10, &[7][..])), Some((3, &[][..])), None]);
+    }
+}

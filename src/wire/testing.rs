@@ -29,7 +29,7 @@ pub(super) enum P {
 }
 
 /// A message being made.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Draft {
     bytes: Vec<u8>,
     /// Where suffixes stand, if names are compressed.
