@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! {"session":"00000000000000ab","serial":7,
-//!  "selection":{"family":4,"apps":["zoom"],"origin":null,"max":null},
+//!  "selection":{"apps":["zoom"],"family":4,"max":null,"origin":null},
 //!  "omitted":0,"prefixes":[
 //!   "192.0.2.1/32"
 //! ]}
@@ -41,9 +41,9 @@ pub(super) fn write(list: &List, query: &Query, out: &mut Vec<u8>) {
 fn selection(query: &Query) -> serde_json::Value {
     let which = &query.selection;
     json!({
-        "family": which.family.map(|family| match family { Family::V4 => 4, Family::V6 => 6 }),
         "apps": which.apps.as_ref().map(|apps| apps.iter().map(AppId::as_str).collect::<Vec<_>>()),
-        "origin": which.origin.map(Origin::as_str),
+        "family": which.family.map(|family| match family { Family::V4 => 4, Family::V6 => 6 }),
         "max": query.max,
+        "origin": which.origin.map(Origin::as_str),
     })
 }
