@@ -104,3 +104,71 @@ impl Block {
 fn mask(len: u8) -> u128 {
     u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Prefixes inside 192.0.2.0/24 and 2001:db8::/120: 256 addresses of each family.
+    fn prefixes() -> impl Strategy<Value = Vec<Prefix>> {
+        let one = (any::<bool>(), any::<u8>(), prop_oneof![Just(8_u8), 0..=8_u8]).prop_map(|(is_v4, at, len)| {
+            if is_v4 {
+                Prefix::truncated(Ipv4Addr::new(192, 0, 2, at).into(), 24 + len)
+            } else {
+                Prefix::truncated(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, at.into()).into(), 120 + len)
+            }
+        });
+        prop::collection::vec(one, 0..60)
+    }
+
+    fn addresses(prefixes: &[Prefix]) -> BTreeSet<IpAddr> {
+        prefixes.iter().flat_map(|prefix| prefix.net().into_iter_all()).collect()
+    }
+
+    trait AllAddresses {
+        fn into_iter_all(self) -> Vec<IpAddr>;
+    }
+
+    impl AllAddresses for ipnet::IpNet {
+        fn into_iter_all(self) -> Vec<IpAddr> {
+            self.subnets(self.max_prefix_len()).unwrap().map(|net| net.addr()).collect()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn aggregate_covers_exactly_the_same_addresses(given in prefixes()) {
+            let found = aggregate(given.clone());
+            prop_assert_eq!(addresses(&found), addresses(&given));
+            prop_assert!(found.is_sorted_by(|a, b| a < b));
+            let count: usize = found.iter().map(|prefix| addresses(&[*prefix]).len()).sum();
+            prop_assert_eq!(count, addresses(&found).len(), "disjoint");
+        }
+
+        #[test]
+        fn aggregate_is_the_fewest_prefixes(given in prefixes()) {
+            let mut nets: Vec<ipnet::IpNet> = given.iter().map(Prefix::net).collect();
+            nets = ipnet::IpNet::aggregate(&nets);
+            prop_assert_eq!(aggregate(given).len(), nets.len());
+        }
+    }
+
+    #[test]
+    fn whole_space_and_its_edges_aggregate() {
+        let parse = |texts: &[&str]| -> Vec<Prefix> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        let table: [(&[&str], &[&str]); 5] = [
+            (&["0.0.0.0/1", "128.0.0.0/1"], &["0.0.0.0/0"]),
+            (&["::/1", "8000::/1"], &["::/0"]),
+            (&["255.255.255.255/32", "::/128"], &["255.255.255.255/32", "::/128"]),
+            (&["192.0.2.1/32", "192.0.2.2/32"], &["192.0.2.1/32", "192.0.2.2/32"]),
+            (&["192.0.2.0/24", "192.0.2.7/32", "192.0.3.0/24"], &["192.0.2.0/23"]),
+        ];
+        for (given, expected) in table {
+            assert_eq!(aggregate(parse(given)), parse(expected));
+        }
+    }
+}

@@ -277,47 +277,125 @@ fn joined(mut entries: Vec<StaticEntry>) -> Arc<[StaticEntry]> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{Selection, Since, Times};
+    use super::super::testing::{START, addr, draft, entry, record, sighting};
+    use super::super::{Event, Selection, Since};
     use super::*;
-    use crate::catalogue::{Tag, TagApp};
-    use crate::source::Location;
 
-    fn record(name: &str, apps: &[&str]) -> Arc<NameRecord> {
-        let apps: Vec<TagApp> = apps
-            .iter()
-            .map(|app| TagApp { app: AppId::new(*app), trigger: name.into(), location: Location::file(*app) })
-            .collect();
-        Arc::new(NameRecord::new(name.parse().unwrap(), Tag::new(apps)))
-    }
-
-    fn sighting(addr: &str, record: &Arc<NameRecord>, now: Timestamp) -> Sighting {
-        let need = Need::new(now, Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(300));
-        Sighting::new(addr.parse().unwrap(), Arc::clone(record), now, Times::from(need))
+    fn leave(draft: &mut Draft, sighting: &Sighting) {
+        sighting.leave_if(|_| true).unwrap();
+        draft.remove(sighting);
     }
 
     #[test]
     fn batch_makes_one_serial_and_a_later_end_none() {
-        let now = Timestamp::from_secs(1_000_000);
-        let mut draft = Draft::new(Session(1), now, &Registry::new());
+        let mut draft = draft();
         let reader = draft.reader();
         let zoom = record("zoom.example", &["zoom"]);
-        let one = draft.insert(sighting("192.0.2.1", &zoom, now));
-        draft.insert(sighting("192.0.2.0", &zoom, now));
-        assert_eq!(draft.commit(now), 1);
-        assert_eq!(reader.snapshot().prefixes(&Selection::default()), ["192.0.2.0/31".parse().unwrap()]);
+        let one = draft.insert(sighting(addr(1, true), &zoom, START));
+        draft.insert(sighting(addr(0, true), &zoom, START));
+        assert_eq!(draft.commit(START), 1);
+        assert_eq!(reader.snapshot().prefixes(&Selection::default()), ["192.0.0.0/31".parse().unwrap()]);
 
-        let later = now.after(Duration::from_secs(10));
+        let later = START.after(Duration::from_secs(10));
         draft.renew(&one, &Need::new(later, Duration::from_secs(60), Duration::ZERO, Duration::from_secs(2000)));
         assert_eq!(draft.commit(later), 1);
-        assert_eq!(reader.since(Session(1), 1), Since::Current);
-        assert_eq!(reader.snapshot().changed(), now);
+        assert_eq!(reader.since(Session(7), 1), Since::Current);
+        assert_eq!(reader.snapshot().changed(), START);
 
-        let last = draft.due(now.after(Duration::from_secs(900))).unwrap();
+        let end = START.after(Duration::from_secs(900));
+        let last = draft.due(end).unwrap();
         draft.remove(&last);
-        assert!(draft.due(now.after(Duration::from_secs(900))).is_none(), "the renewed one stays");
-        assert_eq!(draft.commit(later), 2);
-        let Since::Delta(delta) = reader.since(Session(1), 1) else { panic!("one step behind") };
+        assert!(draft.due(end).is_none(), "the renewed one stays");
+        assert_eq!(draft.commit(end), 2);
+        let Since::Delta(delta) = reader.since(Session(7), 1) else { panic!("one step behind") };
         assert_eq!(delta.withdrawn.len(), 1);
-        assert_eq!(delta.withdrawn[0].prefix(), "192.0.2.0/32".parse().unwrap());
+        assert_eq!(delta.withdrawn[0].prefix(), "192.0.0.0/32".parse().unwrap());
+    }
+
+    #[test]
+    fn batch_that_undoes_itself_makes_no_serial() {
+        let mut draft = draft();
+        let zoom = record("zoom.example", &["zoom"]);
+        let one = draft.insert(sighting(addr(1, true), &zoom, START));
+        leave(&mut draft, &one);
+        assert_eq!(draft.commit(START), 0);
+        draft.set_statics(vec![entry("198.51.100.0/24", &["zoom"])]);
+        assert_eq!(draft.commit(START), 1);
+        draft.set_statics(vec![entry("198.51.100.0/24", &["zoom"])]);
+        assert_eq!(draft.commit(START), 1);
+    }
+
+    #[test]
+    fn second_name_at_an_address_counts_only_if_the_apps_change() {
+        let mut draft = draft();
+        let reader = draft.reader();
+        draft.insert(sighting(addr(1, true), &record("a.test", &["zoom"]), START));
+        assert_eq!(draft.commit(START), 1);
+        let twin = draft.insert(sighting(addr(1, true), &record("b.test", &["zoom"]), START));
+        assert_eq!(draft.commit(START), 1);
+        assert_eq!(reader.snapshot().host(addr(1, true)).unwrap().sightings().len(), 2, "published all the same");
+        draft.insert(sighting(addr(1, true), &record("c.test", &["webex", "zoom"]), START));
+        assert_eq!(draft.commit(START), 2);
+        leave(&mut draft, &twin);
+        assert_eq!(draft.commit(START), 2);
+        assert_eq!(reader.snapshot().host_count(crate::prefix::Family::V4), 1);
+        assert_eq!(reader.sightings_of(twin.name()).len(), 0);
+    }
+
+    #[test]
+    fn statics_of_one_prefix_are_joined() {
+        let mut draft = draft();
+        draft.set_statics(vec![
+            entry("2001:db8::/32", &["b"]),
+            entry("192.0.2.0/24", &["b"]),
+            entry("192.0.2.0/24", &["c", "a"]),
+        ]);
+        draft.commit(START);
+        let snapshot = draft.reader().snapshot();
+        assert_eq!(snapshot.statics(), [entry("192.0.2.0/24", &["a", "b", "c"]), entry("2001:db8::/32", &["b"])]);
+    }
+
+    #[test]
+    fn gauges_follow_the_set() {
+        let registry = Registry::new();
+        let mut draft = Draft::new(Session(1), START, &registry);
+        draft.set_statics(vec![entry("192.0.2.0/24", &["zoom"])]);
+        let one = draft.insert(sighting(addr(1, false), &record("a.test", &["webex", "zoom"]), START));
+        draft.insert(sighting(addr(2, false), &record("b.test", &["webex"]), START));
+        draft.commit(START);
+        leave(&mut draft, &one);
+        draft.commit(START);
+        let text = String::from_utf8(registry.render()).unwrap();
+        for line in [
+            r#"greenlane_set_entries{family="4",origin="learned"} 0"#,
+            r#"greenlane_set_entries{family="4",origin="static"} 1"#,
+            r#"greenlane_set_entries{family="6",origin="learned"} 1"#,
+            r#"greenlane_set_app_entries{app="webex",family="6",origin="learned"} 1"#,
+            r#"greenlane_set_app_entries{app="zoom",family="6",origin="learned"} 0"#,
+            r#"greenlane_set_app_entries{app="zoom",family="4",origin="static"} 1"#,
+            "greenlane_set_serial 2",
+            "greenlane_set_sightings 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn subscriber_hears_of_serials_and_later_ends() {
+        let mut draft = draft();
+        let mut events = draft.reader().subscribe();
+        let one = draft.insert(sighting(addr(1, true), &record("a.test", &["zoom"]), START));
+        draft.commit(START);
+        assert_eq!(events.next().await, Event::Changed { serial: 1 });
+        let need = Need::new(START, Duration::from_secs(5000), Duration::ZERO, Duration::ZERO);
+        draft.renew(&one, &need);
+        draft.commit(START);
+        assert_eq!(events.next().await, Event::Renewed([(addr(1, true), need.end)].into()));
+        for n in 2..2000 {
+            draft.insert(sighting(addr(n, true), &record("a.test", &["zoom"]), START));
+            draft.commit(START);
+        }
+        assert_eq!(events.next().await, Event::Lagged);
+        assert!(matches!(events.next().await, Event::Changed { .. }));
     }
 }

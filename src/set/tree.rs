@@ -283,3 +283,84 @@ fn tidy(children: &mut Vec<Child>, at: usize) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::super::testing::{addr, host};
+    use super::*;
+
+    /// Checks depth, order, first addresses and fill; returns the depth.
+    fn check(node: &Node, is_root: bool) -> usize {
+        assert!(node.len() <= NODE_LEN_MAX);
+        assert!(is_root || node.len() > 0);
+        match node {
+            Node::Leaf(hosts) => {
+                assert!(hosts.is_sorted_by(|a, b| a.addr() < b.addr()));
+                1
+            }
+            Node::Inner(children) => {
+                assert!(!is_root || children.len() > 1);
+                assert!(children.is_sorted_by(|a, b| a.first < b.first));
+                let depths: Vec<usize> = children.iter().map(|child| check(&child.node, false)).collect();
+                assert!(children.iter().all(|child| child.node.first() == Some(child.first)));
+                assert!(depths.iter().all(|depth| *depth == depths[0]));
+                depths[0] + 1
+            }
+        }
+    }
+
+    fn addrs(tree: &Tree) -> Vec<IpAddr> {
+        tree.iter().map(Host::addr).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn tree_agrees_with_a_map_and_clones_keep_their_hosts(
+            steps in prop::collection::vec((any::<bool>(), any::<bool>(), 0..1500_u16), 1..4000),
+        ) {
+            let (mut tree, mut map) = (Tree::default(), BTreeMap::new());
+            let mut clones = Vec::new();
+            for (at, (inserts, is_v4, n)) in steps.into_iter().enumerate() {
+                let one = addr(n, is_v4);
+                // Twice as many go in as come out at first, then the other way round.
+                if inserts || (at % 3 == 0) == (at < 2000) {
+                    tree.insert(host(one));
+                    map.insert(one, ());
+                } else {
+                    prop_assert_eq!(tree.remove(one).map(|host| host.addr()), map.remove(&one).map(|()| one));
+                }
+                prop_assert_eq!(tree.get(one).is_some(), map.contains_key(&one));
+                if at % 500 == 0 {
+                    clones.push((tree.clone(), map.clone()));
+                }
+            }
+            clones.push((tree, map));
+            for (tree, map) in clones {
+                check(&tree.root, true);
+                prop_assert_eq!(tree.len(), map.len());
+                prop_assert_eq!(addrs(&tree), map.into_keys().collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn emptied_tree_shrinks_to_a_leaf() {
+        let mut tree = Tree::default();
+        for n in 0..5000 {
+            tree.insert(host(addr(n, true)));
+        }
+        assert!(check(&tree.root, true) >= 3);
+        for n in (0..5000).rev() {
+            assert!(tree.remove(addr(n, true)).is_some());
+        }
+        assert_eq!(check(&tree.root, true), 1);
+        assert!(tree.remove(addr(1, true)).is_none());
+        assert_eq!(tree.iter().count(), 0);
+    }
+}
