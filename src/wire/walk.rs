@@ -84,7 +84,7 @@ impl WalkError {
     /// Returns whether the message is no reply to this question at all, so that the real one may still come
     /// (RFC 5452 §9.1); otherwise the upstream answered, but badly.
     pub fn is_stray(&self) -> bool {
-        matches!(self, Self::TooShort(_) | Self::NotReply | Self::WrongQuestion)
+        matches!(self, Self::TooShort(_) | Self::NotReply | Self::Opcode(_) | Self::WrongQuestion)
     }
 }
 

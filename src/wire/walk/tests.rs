@@ -551,6 +551,25 @@ fn large_answers_stay_within_a_message_when_written_anew() {
     assert_eq!(error(&draft), WalkError::Overflow);
 }
 
+#[test]
+fn densest_sound_replies_are_walked_and_written_anew() {
+    // 127 labels to a name, one new label and one pointer to a record, something to strip in front.
+    let deep = vec!["a"; 118].join(".");
+    let mut draft = reply().record(ANSWER, QNAME, rtype::RRSIG, 60, &rrsig(rtype::A, "example.com"));
+    let at = draft.len() as u16;
+    draft = draft.a(&format!("{deep}.net"), 60, "192.0.2.1");
+    let mut count = 1;
+    while draft.len() < 65_500 {
+        let owner = [&[2, b'0' + (count % 10) as u8, b'0' + (count / 10 % 10) as u8][..], &(0xc000 | at).to_be_bytes()]
+            .concat();
+        draft = draft.record_of(ANSWER, &owner, rtype::A, 60, &[192, 0, 2, 2]);
+        count += 1;
+    }
+    let walked = walked(&draft, &asked());
+    assert_eq!(parse(walked.answer.bytes()).answers.len(), count);
+    assert!(walked.answer.bytes().len() <= draft.len());
+}
+
 // --- facts ----------------------------------------------------------------------------------------------------
 
 #[test]
