@@ -59,6 +59,27 @@ fn reply(address_count: u8, has_opt_last: bool) -> Vec<u8> {
     packet
 }
 
+/// The dearest sound reply: 64 KiB of owners with 119 labels each, all to be written anew.
+fn deep_reply() -> Vec<u8> {
+    let mut packet = vec![0xbe, 0xef, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0];
+    put_name(&mut packet, "www.example.com");
+    packet.extend_from_slice(&[0, 1, 0, 1]);
+    // Left out without DO, so nothing behind it can stay where it is.
+    put_record(&mut packet, 12, rtype::DS, &[0; 36]);
+    let deep_at = packet.len();
+    put_name(&mut packet, &vec!["a"; 118].join("."));
+    packet.extend_from_slice(&[0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
+    let mut count = 2u16;
+    while packet.len() < 65_500 {
+        let [high, low] = count.to_be_bytes();
+        packet.extend_from_slice(&[2, b'A' + high, low]);
+        put_record(&mut packet, deep_at, rtype::A, &[192, 0, 2, 2]);
+        count += 1;
+    }
+    packet[6..8].copy_from_slice(&count.to_be_bytes());
+    packet
+}
+
 fn view(packet: &[u8]) -> View<'_> {
     match see(packet, Transport::Udp) {
         Seen::Question(view) => view,
@@ -75,6 +96,7 @@ fn benches(c: &mut Criterion) {
         ("walk/3_cnames_2_a", reply(2, true)),
         ("walk/3_cnames_200_a", reply(200, true)),
         ("walk/3_cnames_2_a_written_anew", reply(2, false)),
+        ("walk/64_KiB_of_deep_names", deep_reply()),
     ] {
         c.bench_function(name, |b| b.iter(|| walk(black_box(&sent), &question, &RULES).unwrap()));
     }
