@@ -66,12 +66,10 @@ impl NameBuf {
         self.as_wire()
     }
 
-    /// Appends a label with its length octet; `None` if the root label would not fit after it.
+    /// Appends a label with its length octet; `None` if there is no room, so a name that fits ends with its root.
     fn push(&mut self, label: &[u8]) -> Option<()> {
         let end = self.len + label.len();
-        let has_room = end < WIRE_LEN_MAX || (end == WIRE_LEN_MAX && label.len() == 1);
-        let space = self.octets.get_mut(self.len..end).filter(|_| has_room)?;
-        space.copy_from_slice(label);
+        self.octets.get_mut(self.len..end)?.copy_from_slice(label);
         self.len = end;
         Some(())
     }

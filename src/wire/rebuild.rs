@@ -15,6 +15,7 @@ use super::names::{NameBuf, POINTER_REACH, Source};
 use super::rdata::{Layout, Piece, layout};
 use super::walk::{Record, WalkError};
 use super::{HEADER_LEN, MESSAGE_LEN_MAX, Question, put_u16};
+use crate::name::WIRE_LEN_MAX;
 
 /// Writes question and records.
 ///
@@ -23,7 +24,8 @@ use super::{HEADER_LEN, MESSAGE_LEN_MAX, Question, put_u16};
 pub(super) fn write(reply: &[u8], question: &Question, flags: u16, kept: &[Record]) -> Result<Placed, WalkError> {
     let mut writer = Writer::new(reply.len());
     write_head(&mut writer.out, question, flags);
-    writer.register(question.name.as_wire(), HEADER_LEN);
+    hash_suffixes(&writer.state, question.name.as_wire(), &mut writer.cuts);
+    writer.register(HEADER_LEN, question.name.as_wire().len());
     let mut source = Source::new(reply);
     let mut section_starts = [0; 3];
     let mut counts = [0u16; 3];
@@ -56,6 +58,8 @@ struct Writer {
     /// Hash of a suffix, and where it stands.
     suffixes: HashTable<(u64, u16)>,
     state: RandomState,
+    /// Hash and place of each suffix of the name being written.
+    cuts: Vec<(u64, u8)>,
     buf: NameBuf,
 }
 
@@ -65,6 +69,7 @@ impl Writer {
             out: Vec::with_capacity(len_hint),
             suffixes: HashTable::new(),
             state: RandomState::default(),
+            cuts: Vec::with_capacity(8),
             buf: NameBuf::new(),
         }
     }
@@ -118,29 +123,28 @@ impl Writer {
             self.out.extend_from_slice(self.buf.as_wire());
             return;
         }
-        let mut suffixes = [(0, 0); 128];
-        let suffixes = suffix_hashes(&self.state, self.buf.as_wire(), &mut suffixes);
+        hash_suffixes(&self.state, self.buf.as_wire(), &mut self.cuts);
         // From the left, so that the longest suffix that stands already is taken.
-        let known = suffixes.iter().find_map(|&(hash, cut)| {
-            let suffix = &self.buf.as_wire()[cut..];
+        let known = self.cuts.iter().find_map(|&(hash, cut)| {
+            let suffix = &self.buf.as_wire()[usize::from(cut)..];
             let found = self.suffixes.find(hash, |&(other, place)| other == hash && self.stands_at(place, suffix));
-            found.map(|&(_, place)| (cut, place))
+            found.map(|&(_, place)| (usize::from(cut), place))
         });
         let literal_len = known.map_or(self.buf.as_wire().len(), |(cut, _)| cut);
         self.out.extend_from_slice(&self.buf.as_wire()[..literal_len]);
         if let Some((_, place)) = known {
             self.out.extend_from_slice(&(0xc000 | place).to_be_bytes());
         }
-        for &(hash, cut) in suffixes.iter().take_while(|(_, cut)| *cut < literal_len) {
-            insert(&mut self.suffixes, hash, at + cut);
-        }
+        self.register(at, literal_len);
     }
 
-    /// Makes an uncompressed name that was just written a target for pointers.
-    fn register(&mut self, wire: &[u8], at: usize) {
-        let mut suffixes = [(0, 0); 128];
-        for &(hash, cut) in suffix_hashes(&self.state, wire, &mut suffixes) {
-            insert(&mut self.suffixes, hash, at + cut);
+    /// Makes the suffixes last hashed, as far as they were written at `at`, targets for pointers.
+    fn register(&mut self, at: usize, literal_len: usize) {
+        for &(hash, cut) in self.cuts.iter().take_while(|(_, cut)| usize::from(*cut) < literal_len) {
+            let place = at + usize::from(cut);
+            if place < POINTER_REACH {
+                self.suffixes.insert_unique(hash, (hash, place as u16), |&(hash, _)| hash);
+            }
         }
     }
 
@@ -172,32 +176,25 @@ impl Writer {
     }
 }
 
-fn insert(suffixes: &mut HashTable<(u64, u16)>, hash: u64, at: usize) {
-    if at < POINTER_REACH {
-        suffixes.insert_unique(hash, (hash, at as u16), |&(hash, _)| hash);
-    }
-}
-
-/// Writes hash and place of every suffix of a name into `space`, the whole name first, the root left out.
-fn suffix_hashes<'s>(state: &RandomState, wire: &[u8], space: &'s mut [(u64, usize); 128]) -> &'s [(u64, usize)] {
-    let mut count = 0;
+/// Puts hash and place of every suffix of a name into `cuts`, the whole name first, the root left out.
+fn hash_suffixes(state: &RandomState, wire: &[u8], cuts: &mut Vec<(u64, u8)>) {
+    let mut lower = [0; WIRE_LEN_MAX];
+    let lower = &mut lower[..wire.len()];
+    lower.copy_from_slice(wire);
+    lower.make_ascii_lowercase();
+    cuts.clear();
     let mut at = 0;
-    // A name of 255 octets has at most 127 labels.
-    while let (Some(&len), Some(slot)) = (wire.get(at).filter(|len| **len > 0), space.get_mut(count)) {
-        *slot = (0, at);
+    while let Some(&len) = lower.get(at).filter(|len| **len > 0) {
+        // A name has at most 255 octets.
+        cuts.push((0, at as u8));
         at += 1 + usize::from(len);
-        count += 1;
     }
     let mut hash = 0;
     let mut end = at;
-    for slot in space[..count].iter_mut().rev() {
-        let mut label = [0; 64];
-        let label = &mut label[..end - slot.1];
-        label.copy_from_slice(&wire[slot.1..end]);
-        label.make_ascii_lowercase();
-        hash = state.hash_one((hash, &*label));
-        end = slot.1;
+    for slot in cuts.iter_mut().rev() {
+        let cut = usize::from(slot.1);
+        hash = state.hash_one((hash, &lower[cut..end]));
+        end = cut;
         slot.0 = hash;
     }
-    &space[..count]
 }

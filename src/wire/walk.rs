@@ -44,7 +44,7 @@ pub enum WalkError {
     Ended,
     /// The owner name of a record is malformed.
     #[error("owner name: {0}")]
-    Owner(#[source] NameFault),
+    Owner(NameFault),
     /// RDATA does not have the form of its type.
     #[error("malformed RDATA of type {record_type}")]
     Rdata {
@@ -57,7 +57,6 @@ pub enum WalkError {
         /// The record's type.
         record_type: u16,
         /// What is wrong with it.
-        #[source]
         fault: NameFault,
     },
     /// Octets are left after the last record.
@@ -84,7 +83,7 @@ impl WalkError {
     /// Returns whether the message is no reply to this question at all, so that the real one may still come
     /// (RFC 5452 §9.1); otherwise the upstream answered, but badly.
     pub fn is_stray(&self) -> bool {
-        matches!(self, Self::TooShort(_) | Self::NotReply | Self::WrongQuestion)
+        matches!(self, Self::TooShort(_) | Self::NotReply | Self::Opcode(_) | Self::WrongQuestion)
     }
 }
 

@@ -222,6 +222,8 @@ fn svcb_is_checked_to_the_last_parameter() {
     let https = |rdata: &[P]| Draft::packed_reply(QNAME, rtype::A).record(ANSWER, QNAME, rtype::HTTPS, 1, rdata);
     let good = https(&svcb(1, "t.example", &[(1, b"\x02h2"), (4, &[1; 8]), (6, &[2; 32])]));
     assert!(walk(&good.build(), &asked(), &PLAIN).is_ok());
+    // Parameters of AliasMode are ignored, but must be there (RFC 9460 §2.4.2).
+    assert!(walk(&https(&svcb(0, "t.example", &[(4, &[1; 5])])).build(), &asked(), &PLAIN).is_ok());
     let bad = [
         svcb(1, "", &[(4, &[1; 4]), (1, b"\x02h2")]),
         svcb(1, "", &[(4, &[1; 4]), (4, &[1; 4])]),
@@ -542,6 +544,14 @@ fn large_answers_stay_within_a_message_when_written_anew() {
     let walked = walked(&draft, &asked());
     assert!(walked.answer.bytes().len() <= draft.len());
     assert_eq!(parse(walked.answer.bytes()).answers.len(), count);
+    // A name that first stands out of reach of a pointer is written out each time.
+    let mut draft = reply().record(ANSWER, QNAME, rtype::RRSIG, 60, &rrsig(rtype::A, "example.com"));
+    while draft.len() < 0x4400 {
+        draft = draft.record(ANSWER, QNAME, 65_280, 60, &[P::Octets(vec![7; 250])]);
+    }
+    draft = draft.cname(QNAME, 60, "late.example.net").a("late.example.net", 60, "192.0.2.1");
+    let late = walk(&draft.build(), &asked(), &PLAIN).unwrap();
+    assert_eq!(parse(late.answer.bytes()).answers.last().unwrap().name.to_string(), "late.example.net.");
     // Compressed where we must write names in full: too large.
     let mut draft = reply().record(ANSWER, QNAME, rtype::RRSIG, 60, &rrsig(rtype::A, "example.com"));
     let long = format!("{0}.{0}.{0}", "x".repeat(60));
@@ -549,6 +559,25 @@ fn large_answers_stay_within_a_message_when_written_anew() {
         draft = draft.record(ANSWER, QNAME, rtype::SRV, 60, &[P::Octets(vec![0; 6]), P::Name(long.clone())]);
     }
     assert_eq!(error(&draft), WalkError::Overflow);
+}
+
+#[test]
+fn densest_sound_replies_are_walked_and_written_anew() {
+    // 127 labels to a name, one new label and one pointer to a record, something to strip in front.
+    let deep = vec!["a"; 118].join(".");
+    let mut draft = reply().record(ANSWER, QNAME, rtype::RRSIG, 60, &rrsig(rtype::A, "example.com"));
+    let at = draft.len() as u16;
+    draft = draft.a(&format!("{deep}.net"), 60, "192.0.2.1");
+    let mut count = 1;
+    while draft.len() < 65_500 {
+        let owner = [&[2, b'0' + (count % 10) as u8, b'0' + (count / 10 % 10) as u8][..], &(0xc000 | at).to_be_bytes()]
+            .concat();
+        draft = draft.record_of(ANSWER, &owner, rtype::A, 60, &[192, 0, 2, 2]);
+        count += 1;
+    }
+    let walked = walked(&draft, &asked());
+    assert_eq!(parse(walked.answer.bytes()).answers.len(), count);
+    assert!(walked.answer.bytes().len() <= draft.len());
 }
 
 // --- facts ----------------------------------------------------------------------------------------------------
@@ -649,6 +678,21 @@ fn dname_leads_on_with_and_without_its_cname() {
         assert_eq!(walked.facts.addresses, [sighted("192.0.2.1", 50, false)]);
         assert_eq!(walked.answer.kind(), Kind::Positive);
     }
+    // A CNAME that stands there goes first, whatever the DNAME says.
+    let other = reply()
+        .record(ANSWER, "example.com", rtype::DNAME, 50, &[P::Plain("example.net".into())])
+        .cname(QNAME, 50, "else.example")
+        .a("www.example.net", 50, "192.0.2.1");
+    assert_eq!(walked(&other, &asked()).facts.chain, [QNAME, "else.example"].map(name));
+    // One more than counts, by a DNAME.
+    let mut long = reply().record(ANSWER, "example", rtype::DNAME, 50, &[P::Plain("example.net".into())]);
+    for i in 1..CHAIN_LEN_MAX {
+        let owner = if i == 1 { QNAME.to_owned() } else { format!("n{i}.test") };
+        let target = if i == CHAIN_LEN_MAX - 1 { "last.example".to_owned() } else { format!("n{}.test", i + 1) };
+        long = long.cname(&owner, 60, &target);
+    }
+    let facts = walked(&long, &asked()).facts;
+    assert_eq!((facts.chain.len(), facts.all_addresses), (CHAIN_LEN_MAX, false));
     // Its own owner is not redirected, nor is what lies elsewhere.
     let own = Draft::reply("example.com", rtype::A)
         .record(ANSWER, "example.com", rtype::DNAME, 50, &[P::Plain("example.net".into())])
