@@ -78,6 +78,11 @@ impl Change {
         matches!(self.items, Items::All(_))
     }
 
+    /// Returns whether all is written.
+    pub(super) fn is_done(&self) -> bool {
+        self.at == At::Done
+    }
+
     fn head(&self, out: &mut Vec<u8>) -> At {
         let (reset, at) = match &self.items {
             Items::All(_) => (true, At::All(0, 0)),
@@ -202,6 +207,11 @@ impl Renewed {
     /// Makes the object.
     pub(super) fn new(session: Session, ends: Ends) -> Self {
         Self { session, ends, at: RenewedAt::Head, is_first: true }
+    }
+
+    /// Returns whether all is written.
+    pub(super) fn is_done(&self) -> bool {
+        self.at == RenewedAt::Done
     }
 
     /// Returns the next address and end; the end is the epoch if the host has left since.

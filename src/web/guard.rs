@@ -21,6 +21,7 @@ use axum::http::header::{HOST, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{StatusCode, Version};
 use axum::middleware::Next;
 use axum::response::Response;
+use thiserror::Error;
 
 use super::reply::refused;
 use super::state::Web;
@@ -96,7 +97,7 @@ pub(super) async fn guard(State(web): State<Arc<Web>>, request: Request, next: N
     let endpoint = Endpoint::of(request.uri().path());
     let mut response = match admit(&web, endpoint, &request) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refusal,
+        Err(refusal) => refused(refusal.status(), &refusal.to_string()),
     };
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -106,39 +107,50 @@ pub(super) async fn guard(State(web): State<Arc<Web>>, request: Request, next: N
     response
 }
 
+/// Why a request is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+enum Refusal {
+    #[error("expected one Host field (RFC 9112 section 3.2)")]
+    NoHost,
+    #[error("this is served under an address, localhost or this host's own name only")]
+    ForeignHost,
+    #[error("only loopback may read this; /prefixes.*, /domains.txt, /metrics, /healthz and /readyz are open")]
+    ForeignPeer,
+}
+
+impl Refusal {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::NoHost => StatusCode::BAD_REQUEST,
+            Self::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
+            Self::ForeignPeer => StatusCode::FORBIDDEN,
+        }
+    }
+}
+
 /// Decides whether the request is served.
-fn admit(web: &Web, endpoint: Endpoint, request: &Request) -> Result<(), Response> {
-    let Ok(host) = host(request) else {
-        return Err(refused(StatusCode::BAD_REQUEST, "expected one Host field (RFC 9112 section 3.2)"));
-    };
+fn admit(web: &Web, endpoint: Endpoint, request: &Request) -> Result<(), Refusal> {
+    let host = host(request)?;
     if endpoint.is_open() {
         return Ok(());
     }
     if !host.is_some_and(|host| is_own(host, &web.host_names)) {
-        let line = "this host answers here to its addresses, to localhost and to its own name only";
-        return Err(refused(StatusCode::MISDIRECTED_REQUEST, line));
+        return Err(Refusal::ForeignHost);
     }
     let is_local = request.extensions().get::<Peer>().is_some_and(|peer| peer.0.is_loopback());
-    if !is_local {
-        let line = "only loopback may read this; /prefixes.*, /domains.txt, /metrics, /healthz and /readyz are open";
-        return Err(refused(StatusCode::FORBIDDEN, line));
-    }
-    Ok(())
+    if is_local { Ok(()) } else { Err(Refusal::ForeignPeer) }
 }
 
 /// Returns the host that the request is for: that of an absolute target, else the `Host` field.
-fn host(request: &Request) -> Result<Option<&str>, NoHost> {
+fn host(request: &Request) -> Result<Option<&str>, Refusal> {
     let mut lines = request.headers().get_all(HOST).iter();
     let line = match (lines.next(), lines.next()) {
-        (None, _) if request.version() == Version::HTTP_11 => return Err(NoHost),
-        (_, Some(_)) => return Err(NoHost),
-        (line, None) => line.map(|line| line.to_str().map_err(|_| NoHost)).transpose()?,
+        (None, _) if request.version() == Version::HTTP_11 => return Err(Refusal::NoHost),
+        (_, Some(_)) => return Err(Refusal::NoHost),
+        (line, None) => line.map(|line| line.to_str().map_err(|_| Refusal::NoHost)).transpose()?,
     };
     Ok(request.uri().authority().map(|authority| authority.as_str()).or(line))
 }
-
-/// There is none, or more than one.
-struct NoHost;
 
 /// Returns whether `host`, with or without a port, is an address, `localhost` or one of `names`.
 fn is_own(host: &str, names: &[String]) -> bool {

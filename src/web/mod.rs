@@ -43,7 +43,7 @@ mod watch;
 mod tests;
 
 pub use server::serve;
-pub use state::{Hooks, State};
+pub use state::{Followed, Hooks, State};
 
 use guard::Peer;
 use state::Web;

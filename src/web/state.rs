@@ -43,8 +43,11 @@ pub struct Hooks {
     /// Why an address is never learned; `None` if it may be.
     pub why_not: Arc<dyn Fn(IpAddr) -> Option<String> + Send + Sync>,
     /// The listed name whose HTTPS or SVCB answer named this one as its target, and that name's tag.
-    pub followed: Arc<dyn Fn(&Name) -> Option<(Name, Tag)> + Send + Sync>,
+    pub followed: Arc<Followed>,
 }
+
+/// Tells where a followed name comes from.
+pub type Followed = dyn Fn(&Name) -> Option<(Name, Tag)> + Send + Sync;
 
 /// Hooks that know nothing.
 impl Default for Hooks {

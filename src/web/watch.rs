@@ -88,12 +88,34 @@ enum First {
 }
 
 /// An event on its way out.
-enum Sending {
-    /// The end of what went before and the lines before the data.
-    Head(String, Box<Sending>),
+struct Sending {
+    /// The lines before the data; empty once they are out.
+    head: String,
+    data: Data,
+}
+
+enum Data {
     Change(Change),
     Renewed(Renewed),
-    Comment,
+    /// A comment has none.
+    None,
+}
+
+impl Sending {
+    /// Returns the next piece, and whether it is the last.
+    fn piece(&mut self) -> (Bytes, bool) {
+        let mut out = std::mem::take(&mut self.head).into_bytes();
+        let (piece, is_last) = match &mut self.data {
+            Data::Change(change) => (change.next(), change.is_done()),
+            Data::Renewed(renewed) => (renewed.next(), renewed.is_done()),
+            Data::None => (None, true),
+        };
+        out.extend_from_slice(&piece.unwrap_or_default());
+        if is_last {
+            out.extend_from_slice(b"\n\n");
+        }
+        (out.into(), is_last)
+    }
 }
 
 impl Follower {
@@ -107,44 +129,22 @@ impl Follower {
     fn pieces(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
         stream::unfold(self, async |mut follower| {
             let shutdown = follower.shutdown.clone();
-            let piece = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => None,
-                piece = follower.piece() => piece,
-            };
-            piece.map(|piece| (Ok(piece), follower))
+            let piece = shutdown.run_until_cancelled(follower.piece()).await??;
+            Some((Ok(piece), follower))
         })
     }
 
     /// Returns the next piece, waiting for an event if need be.
     async fn piece(&mut self) -> Option<Bytes> {
-        loop {
-            match self.sending.take() {
-                None => self.sending = Some(self.next().await?),
-                Some(Sending::Comment) => return Some(Bytes::from_static(b": still here\n\n")),
-                Some(Sending::Head(head, rest)) => {
-                    self.sending = Some(*rest);
-                    return Some(head.into());
-                }
-                Some(Sending::Change(mut change)) => {
-                    return Some(self.piece_of(change.next(), || Sending::Change(change)));
-                }
-                Some(Sending::Renewed(mut renewed)) => {
-                    return Some(self.piece_of(renewed.next(), || Sending::Renewed(renewed)));
-                }
-            }
+        let mut sending = match self.sending.take() {
+            Some(sending) => sending,
+            None => self.next().await?,
+        };
+        let (piece, is_last) = sending.piece();
+        if !is_last {
+            self.sending = Some(sending);
         }
-    }
-
-    /// Goes on with an event, or ends it with an empty line.
-    fn piece_of(&mut self, piece: Option<Bytes>, rest: impl FnOnce() -> Sending) -> Bytes {
-        match piece {
-            Some(piece) => {
-                self.sending = Some(rest());
-                piece
-            }
-            None => Bytes::from_static(b"\n\n"),
-        }
+        Some(piece)
     }
 
     /// Returns the next event to send; `None` if it cannot be made.
@@ -166,7 +166,7 @@ impl Follower {
         }
         loop {
             let Ok(event) = tokio::time::timeout(HEARTBEAT, self.subscription.next()).await else {
-                return Some(Sending::Comment);
+                return Some(Sending { head: ": still here".to_owned(), data: Data::None });
             };
             match event {
                 Event::Changed { serial } => {
@@ -191,7 +191,7 @@ impl Follower {
         let session = self.session();
         self.held = Some((session, change.serial()));
         let head = format!("event: delta\nid: {session}-{}\ndata: ", change.serial());
-        Sending::Head(head, Box::new(Sending::Change(change)))
+        Sending { head, data: Data::Change(change) }
     }
 
     /// Returns every end of now; `None` if there is no host.
@@ -207,6 +207,5 @@ impl Follower {
 }
 
 fn renewed(session: Session, ends: Ends) -> Sending {
-    let head = "event: renewed\ndata: ".to_owned();
-    Sending::Head(head, Box::new(Sending::Renewed(Renewed::new(session, ends))))
+    Sending { head: "event: renewed\ndata: ".to_owned(), data: Data::Renewed(Renewed::new(session, ends)) }
 }
