@@ -175,6 +175,12 @@ impl Book {
         &self.options
     }
 
+    /// Returns how many addresses are counted under a trigger.
+    #[cfg(test)]
+    pub(super) fn address_count_under(&self, hit: &crate::catalogue::TagApp) -> usize {
+        self.triggers.address_count(&TriggerKey::new(hit))
+    }
+
     fn admit_again(&self, offer: &mut Admitted) {
         let before = offer.addresses.len();
         offer.addresses.retain(|(addr, _)| match self.admission.check(*addr) {

@@ -5,7 +5,6 @@
 //! times of a sighting are live. What changed is noted by address as it happens, so a commit costs what the batch
 //! changed and nothing more.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -34,8 +33,9 @@ pub struct Draft {
     sighting_count: usize,
     expiry: Expiry,
     sizes: Sizes,
-    /// The apps that each host touched since the last commit had then; `None` if it was not there.
-    hosts_before: BTreeMap<IpAddr, Option<Arc<[AppId]>>>,
+    /// The apps that each host touched since the last commit had before; `None` if it was not there. The first entry
+    /// of an address is how it stood at the last commit.
+    hosts_before: Vec<(IpAddr, Option<Arc<[AppId]>>)>,
     /// The static prefixes of the last commit, if they were replaced since.
     statics_before: Option<Arc<[StaticEntry]>>,
     /// Hosts whose end moved since the last commit.
@@ -57,7 +57,7 @@ impl Draft {
             sighting_count: 0,
             expiry: Expiry::default(),
             sizes: Sizes::new(registry),
-            hosts_before: BTreeMap::new(),
+            hosts_before: Vec::new(),
             statics_before: None,
             renewed: Vec::new(),
         }
@@ -183,14 +183,17 @@ impl Draft {
         self.publisher.reader()
     }
 
-    /// Remembers what stood at `addr` at the last commit; `host` is what stands there before the change to come.
+    /// Remembers that `addr` changes; `host` is what stands there before.
     fn touch(&mut self, addr: IpAddr, host: Option<&Host>) {
-        self.hosts_before.entry(addr).or_insert_with(|| host.map(Host::apps));
+        self.hosts_before.push((addr, host.map(Host::apps)));
     }
 
     /// Returns the delta since the last commit, maybe empty; `None` if nothing was touched.
     fn take_delta(&mut self) -> Option<Delta> {
-        let touched = std::mem::take(&mut self.hosts_before);
+        let mut touched = std::mem::take(&mut self.hosts_before);
+        // Stable, so of several changes to one address the first is kept.
+        touched.sort_by_key(|(addr, _)| *addr);
+        touched.dedup_by_key(|(addr, _)| *addr);
         let statics_before = self.statics_before.take();
         if touched.is_empty() && statics_before.is_none() {
             return None;

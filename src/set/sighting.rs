@@ -307,10 +307,7 @@ impl Host {
 
     /// Returns the apps that want the address, sorted, each once.
     pub fn apps(&self) -> Arc<[AppId]> {
-        let (first, more) = match self.sightings() {
-            [first, more @ ..] => (first, more),
-            [] => return Arc::default(),
-        };
+        let [first, more @ ..] = self.sightings() else { return Arc::default() };
         if more.iter().all(|one| one.record.apps == first.record.apps) {
             return Arc::clone(&first.record.apps);
         }

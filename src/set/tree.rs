@@ -7,9 +7,9 @@
 //! # Why a tree of our own
 //! Publishing one more address among a million may cost the writer 5 µs, and nearly all of that is cache misses. A copy
 //! of a node touches the reference count of each thing in it, so wide blocks (two levels of a thousand) are out and
-//! nodes are short. A search reads only keys, so they lie side by side, as wide as their family needs. Nodes are as
-//! long as what they hold: `imbl::OrdMap` works the same way but keeps room for 16 entries in each leaf, and would add
-//! an MPL-2.0 crate with six of its own; `rpds` pays an allocation an entry.
+//! nodes are short. A search reads only keys, so they lie side by side inside the node, as wide as their family needs:
+//! one or two cache lines a level. `imbl::OrdMap` works alike, but its keys would be whole hosts twice as wide, and it
+//! would add an MPL-2.0 crate with six of its own; `rpds` pays an allocation an entry.
 //!
 //! # Invariants
 //! Keys are strictly ascending and `keys[i]` is the first key of `values[i]` or below `nodes[i]`; no node but the root
@@ -19,11 +19,16 @@ use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::sighting::Host;
 use crate::prefix::Family;
 
-/// The most entries of a node. Of 8 to 32, 16 took the least time and little more memory than 32.
+/// The most entries of a node: of 8 to 32 the one that took the least time.
 const NODE_LEN_MAX: usize = 16;
+
+/// What a node holds, inside the node: one more than may stay, until it is split.
+type List<T> = SmallVec<[T; NODE_LEN_MAX + 1]>;
 
 /// A node that falls below this is joined with a neighbour if both fit into one.
 const NODE_LEN_LOW: usize = NODE_LEN_MAX / 3;
@@ -92,10 +97,10 @@ struct Side<K> {
     len: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Node<K> {
-    Leaf { keys: Vec<K>, values: Vec<Host> },
-    Inner { keys: Vec<K>, nodes: Vec<Arc<Node<K>>> },
+    Leaf { keys: List<K>, values: List<Host> },
+    Inner { keys: List<K>, nodes: List<Arc<Self>> },
 }
 
 /// A node that was split off to the right, and its first key.
@@ -113,7 +118,10 @@ impl<K: Copy + Ord> Side<K> {
         self.len += usize::from(is_new);
         if let (Some((right_key, right)), Some(left_key)) = (right, self.root.first()) {
             let left = Arc::clone(&self.root);
-            self.root = Arc::new(Node::Inner { keys: vec![left_key, right_key], nodes: vec![left, right] });
+            self.root = Arc::new(Node::Inner {
+                keys: [left_key, right_key].into_iter().collect(),
+                nodes: [left, right].into_iter().collect(),
+            });
         }
     }
 
@@ -199,7 +207,7 @@ impl<'a, K> Iterator for Iter<'a, K> {
 
 impl<K> Node<K> {
     fn empty() -> Self {
-        Self::Leaf { keys: Vec::new(), values: Vec::new() }
+        Self::Leaf { keys: List::new(), values: List::new() }
     }
 
     fn keys(&self) -> &[K] {
@@ -248,32 +256,8 @@ impl<K: Copy + Ord> Node<K> {
     }
 }
 
-/// A clone has room for one more, since it is made to be changed.
-impl<K: Copy> Clone for Node<K> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Leaf { keys, values } => Self::Leaf { keys: with_room(keys), values: with_room(values) },
-            Self::Inner { keys, nodes } => Self::Inner { keys: with_room(keys), nodes: with_room(nodes) },
-        }
-    }
-}
-
-fn with_room<T: Clone>(list: &[T]) -> Vec<T> {
-    let mut copy = Vec::with_capacity(list.len() + 1);
-    copy.extend_from_slice(list);
-    copy
-}
-
-fn cut<T>(list: &mut Vec<T>, at: usize) -> Vec<T> {
-    let right = list.split_off(at);
-    list.shrink_to_fit();
-    right
-}
-
-/// Puts one more in without the doubling of a vector: a million half-empty leaves are what we are here to avoid.
-fn insert_at<T>(list: &mut Vec<T>, at: usize, one: T) {
-    list.reserve_exact(1);
-    list.insert(at, one);
+fn cut<T>(list: &mut List<T>, at: usize) -> List<T> {
+    list.drain(at..).collect()
 }
 
 /// Returns which child holds `key`, or would.
@@ -291,8 +275,8 @@ fn insert<K: Copy + Ord>(node: &mut Arc<Node<K>>, key: K, host: Host) -> (bool, 
                 false
             }
             Err(at) => {
-                insert_at(keys, at, key);
-                insert_at(values, at, host);
+                keys.insert(at, key);
+                values.insert(at, host);
                 true
             }
         },
@@ -301,8 +285,8 @@ fn insert<K: Copy + Ord>(node: &mut Arc<Node<K>>, key: K, host: Host) -> (bool, 
             keys[at] = keys[at].min(key);
             let (is_new, right) = insert(&mut nodes[at], key, host);
             if let Some((right_key, right)) = right {
-                insert_at(keys, at + 1, right_key);
-                insert_at(nodes, at + 1, right);
+                keys.insert(at + 1, right_key);
+                nodes.insert(at + 1, right);
             }
             is_new
         }
@@ -327,7 +311,7 @@ fn remove<K: Copy + Ord>(node: &mut Arc<Node<K>>, key: K) -> Option<Host> {
 }
 
 /// After a removal below child `at`: drops it if empty, joins it with a neighbour if small, corrects its first key.
-fn tidy<K: Copy + Ord>(keys: &mut Vec<K>, nodes: &mut Vec<Arc<Node<K>>>, at: usize) {
+fn tidy<K: Copy + Ord>(keys: &mut List<K>, nodes: &mut List<Arc<Node<K>>>, at: usize) {
     let Some(first) = nodes[at].first() else {
         keys.remove(at);
         nodes.remove(at);

@@ -64,7 +64,7 @@ fn spread(n: u64) -> u64 {
 /// The `n`th address: half IPv4, half IPv6, in no order.
 fn address(n: u64) -> IpAddr {
     let bits = spread(n);
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         IpAddr::V4(Ipv4Addr::from_bits((bits >> 32) as u32))
     } else {
         IpAddr::V6(Ipv6Addr::from_bits((0x2600_u128 << 112) | u128::from(bits)))
