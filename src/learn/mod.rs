@@ -93,12 +93,15 @@ impl Default for Options {
     }
 }
 
+/// Finds the tag of a name; `None` if no app wants it.
+pub type Matcher = Box<dyn Fn(&Name) -> Option<Tag> + Send + Sync>;
+
 /// What learning needs of one generation of the catalogue.
 pub struct Listing {
     /// The static prefixes, in any order.
     pub statics: Vec<StaticEntry>,
     /// Matches a name; `None` if no app wants it.
-    pub matcher: Box<dyn Fn(&Name) -> Option<Tag> + Send + Sync>,
+    pub matcher: Matcher,
 }
 
 impl Listing {

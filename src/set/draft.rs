@@ -5,7 +5,6 @@
 //! times of a sighting are live. What changed is noted by address as it happens, so a commit costs what the batch
 //! changed and nothing more.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -31,12 +30,12 @@ pub struct Draft {
     changed: Timestamp,
     statics: Arc<[StaticEntry]>,
     hosts: Tree,
-    v4_count: usize,
     sighting_count: usize,
     expiry: Expiry,
     sizes: Sizes,
-    /// The apps that each host touched since the last commit had then; `None` if it was not there.
-    hosts_before: BTreeMap<IpAddr, Option<Arc<[AppId]>>>,
+    /// The apps that each host touched since the last commit had before; `None` if it was not there. The first entry
+    /// of an address is how it stood at the last commit.
+    hosts_before: Vec<(IpAddr, Option<Arc<[AppId]>>)>,
     /// The static prefixes of the last commit, if they were replaced since.
     statics_before: Option<Arc<[StaticEntry]>>,
     /// Hosts whose end moved since the last commit.
@@ -47,14 +46,7 @@ impl Draft {
     /// Begins with the empty set, serial 0 of `session`.
     pub fn new(session: Session, now: Timestamp, registry: &Registry) -> Self {
         let statics: Arc<[StaticEntry]> = Arc::default();
-        let empty = Content {
-            session,
-            serial: 0,
-            changed: now,
-            statics: Arc::clone(&statics),
-            hosts: Tree::default(),
-            v4_count: 0,
-        };
+        let empty = Content { session, serial: 0, changed: now, statics: Arc::clone(&statics), hosts: Tree::default() };
         Self {
             publisher: Publisher::new(History::new(Snapshot::new(empty))),
             session,
@@ -62,11 +54,10 @@ impl Draft {
             changed: now,
             statics,
             hosts: Tree::default(),
-            v4_count: 0,
             sighting_count: 0,
             expiry: Expiry::default(),
             sizes: Sizes::new(registry),
-            hosts_before: BTreeMap::new(),
+            hosts_before: Vec::new(),
             statics_before: None,
             renewed: Vec::new(),
         }
@@ -78,19 +69,12 @@ impl Draft {
     pub fn insert(&mut self, sighting: Sighting) -> Arc<Sighting> {
         let sighting = Arc::new(sighting);
         let addr = sighting.addr();
-        let host = match self.hosts.get(addr) {
-            Some(host) => {
-                let host = host.with(Arc::clone(&sighting));
-                self.touch(addr);
-                host
-            }
-            None => {
-                self.touch(addr);
-                self.v4_count += usize::from(addr.is_ipv4());
-                Host::new(Arc::clone(&sighting))
-            }
-        };
-        self.hosts.insert(host);
+        let before = self.hosts.get(addr).cloned();
+        self.touch(addr, before.as_ref());
+        self.hosts.insert(match before {
+            Some(host) => host.with(Arc::clone(&sighting)),
+            None => Host::new(Arc::clone(&sighting)),
+        });
         self.publisher.names().write().insert(Arc::clone(&sighting));
         self.expiry.push(Arc::clone(&sighting));
         self.sighting_count += 1;
@@ -107,18 +91,14 @@ impl Draft {
     /// Takes a sighting out that was marked as left; its host goes with its last one.
     pub fn remove(&mut self, sighting: &Sighting) {
         let addr = sighting.addr();
-        let Some(host) = self.hosts.get(addr) else { return };
+        let Some(host) = self.hosts.get(addr).cloned() else { return };
         if !host.sighting(sighting.name()).is_some_and(|one| std::ptr::eq(&**one, sighting)) {
             return;
         }
-        let rest = host.without(sighting.name());
-        self.touch(addr);
-        match rest {
-            Some(host) => self.hosts.insert(host),
-            None => {
-                self.hosts.remove(addr);
-                self.v4_count -= usize::from(addr.is_ipv4());
-            }
+        self.touch(addr, Some(&host));
+        match host.without(sighting.name()) {
+            Some(rest) => self.hosts.insert(rest),
+            None => drop(self.hosts.remove(addr)),
         }
         self.publisher.names().write().remove(sighting);
         self.sighting_count -= 1;
@@ -203,16 +183,17 @@ impl Draft {
         self.publisher.reader()
     }
 
-    /// Remembers what the host at `addr` was at the last commit; call it before the host changes.
-    fn touch(&mut self, addr: IpAddr) {
-        if let std::collections::btree_map::Entry::Vacant(entry) = self.hosts_before.entry(addr) {
-            entry.insert(self.hosts.get(addr).map(Host::apps));
-        }
+    /// Remembers that `addr` changes; `host` is what stands there before.
+    fn touch(&mut self, addr: IpAddr, host: Option<&Host>) {
+        self.hosts_before.push((addr, host.map(Host::apps)));
     }
 
     /// Returns the delta since the last commit, maybe empty; `None` if nothing was touched.
     fn take_delta(&mut self) -> Option<Delta> {
-        let touched = std::mem::take(&mut self.hosts_before);
+        let mut touched = std::mem::take(&mut self.hosts_before);
+        // Stable, so of several changes to one address the first is kept.
+        touched.sort_by_key(|(addr, _)| *addr);
+        touched.dedup_by_key(|(addr, _)| *addr);
         let statics_before = self.statics_before.take();
         if touched.is_empty() && statics_before.is_none() {
             return None;
@@ -240,7 +221,6 @@ impl Draft {
             changed: self.changed,
             statics: Arc::clone(&self.statics),
             hosts: self.hosts.clone(),
-            v4_count: self.v4_count,
         })
     }
 

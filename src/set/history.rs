@@ -248,14 +248,7 @@ mod tests {
 
     fn snapshot(serial: u64) -> Snapshot {
         let statics: Arc<[StaticEntry]> = Arc::default();
-        Snapshot::new(Content {
-            session: SESSION,
-            serial,
-            changed: START,
-            statics,
-            hosts: Tree::default(),
-            v4_count: 0,
-        })
+        Snapshot::new(Content { session: SESSION, serial, changed: START, statics, hosts: Tree::default() })
     }
 
     /// A history at serial `serial`, each step of which announced one host.

@@ -248,7 +248,6 @@ impl Sighting {
 /// An address of the set with its sightings: never empty, sorted by name, each name once.
 #[derive(Clone, Debug)]
 pub struct Host {
-    addr: IpAddr,
     sightings: Sightings,
 }
 
@@ -262,7 +261,7 @@ enum Sightings {
 impl Host {
     /// Makes a host of its first sighting.
     pub(crate) fn new(sighting: Arc<Sighting>) -> Self {
-        Self { addr: sighting.addr, sightings: Sightings::One(sighting) }
+        Self { sightings: Sightings::One(sighting) }
     }
 
     /// Adds a sighting; one of the same name is replaced.
@@ -272,18 +271,19 @@ impl Host {
             Ok(at) => list[at] = sighting,
             Err(at) => list.insert(at, sighting),
         }
-        Self { addr: self.addr, sightings: Sightings::of(list) }
+        Self { sightings: Sightings::of(list) }
     }
 
     /// Takes the sighting of `name` out; `None` if nothing is left.
     pub(crate) fn without(&self, name: &Name) -> Option<Self> {
         let list: Vec<_> = self.sightings().iter().filter(|one| one.name() != name).cloned().collect();
-        (!list.is_empty()).then(|| Self { addr: self.addr, sightings: Sightings::of(list) })
+        (!list.is_empty()).then(|| Self { sightings: Sightings::of(list) })
     }
 
     /// Returns the address.
     pub fn addr(&self) -> IpAddr {
-        self.addr
+        // Never empty: made of one sighting, and gone with the last.
+        self.sightings()[0].addr
     }
 
     /// Returns the sightings, sorted by name; at least one.
@@ -307,10 +307,7 @@ impl Host {
 
     /// Returns the apps that want the address, sorted, each once.
     pub fn apps(&self) -> Arc<[AppId]> {
-        let (first, more) = match self.sightings() {
-            [first, more @ ..] => (first, more),
-            [] => return Arc::default(),
-        };
+        let [first, more @ ..] = self.sightings() else { return Arc::default() };
         if more.iter().all(|one| one.record.apps == first.record.apps) {
             return Arc::clone(&first.record.apps);
         }
