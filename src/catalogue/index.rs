@@ -6,15 +6,16 @@
 //! Both results are [`MatchId`]s, so a look-up only walks down as far as the tree goes and reads one of them;
 //! how many triggers there are, or how many apps, costs it nothing.
 //!
-//! The children of all nodes live in one open-addressed table keyed by (parent, label). A [`Slot`] is half a cache
-//! line and holds labels of up to 15 octets in place, so a step costs one memory access. Names are chosen by
-//! strangers: the hash is seeded anew in each process, and a miss ends at the first label that is not in the tree.
+//! The children of all nodes live in one hash table keyed by (parent, label). A [`Slot`] is half a cache line and
+//! holds labels of up to 15 octets in place, so a step costs one far memory access, and a miss mostly none: the
+//! table's own octet per slot tells. Names are chosen by strangers: the hash is seeded anew in each process, and a
+//! miss ends at the first label that is not in the tree.
 //!
 //! Rules of one app: the deepest name wins, at equal depth the lesser [`Kind`]. A node at or below a name in
 //! `catalogue.never` matches nothing, whatever is listed further down.
 //!
-//! Memory: about 75 octets a trigger for names that share their ancestors (48 of slot, 16 of node, 12 of rule,
-//! besides the labels themselves); a result that holds several apps adds 4 octets an app.
+//! Memory: 33 octets a slot in a table that is at most 7/8 full, 16 a node, 12 a rule, and the labels once; a result
+//! of several apps adds 4 octets an app.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -72,10 +73,10 @@ struct Node {
 /// A node as the look-up sees it.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    /// Length octet and the first 15 octets of the label.
-    label: [u8; 16],
+    /// [`Label::head`] of its leftmost label.
+    head: u128,
     parent: u32,
-    /// The node, with [`LEAF`] set if it has no children; [`NONE`] in an empty slot.
+    /// The node, with [`LEAF`] set if it has no children.
     node: u32,
     /// The match of the name itself.
     at: u32,
@@ -89,14 +90,67 @@ impl Slot {
     }
 }
 
-const EMPTY: Slot = Slot { label: [0; 16], parent: NONE, node: NONE, at: NONE, below: NONE };
-
 /// Marks a slot whose node has no children, so that a look-up stops there. Nodes number fewer than this: the text
 /// of all lists is bounded far below it.
 const LEAF: u32 = 1 << 31;
 
-/// How many octets of length and label a slot holds.
-const HEAD_LEN: usize = 16;
+/// A label as it is hashed and compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Label<'a> {
+    /// The length octet and the first 15 octets, zeros after them.
+    head: u128,
+    /// The octets after those.
+    tail: &'a [u8],
+}
+
+impl<'a> Label<'a> {
+    /// How many octets of length and label the head holds.
+    const HEAD_LEN: usize = 16;
+
+    /// Takes the label whose length octet stands at `start`; what follows it must be there. Reads 16 octets at once
+    /// where it can, since copying a few octets costs more than all else.
+    fn at(octets: &'a [u8], start: usize) -> Self {
+        let len = 1 + usize::from(octets[start]);
+        let mut buffer = [0; Self::HEAD_LEN];
+        let head = if let Some(chunk) = octets[start..].first_chunk() {
+            u128::from_le_bytes(*chunk)
+        } else if let Some(chunk) = octets.last_chunk() {
+            u128::from_le_bytes(*chunk) >> (8 * (Self::HEAD_LEN - (octets.len() - start)))
+        } else {
+            let rest = &octets[start..];
+            buffer[..rest.len()].copy_from_slice(rest);
+            u128::from_le_bytes(buffer)
+        };
+        if len < Self::HEAD_LEN {
+            Self { head: head & ((1 << (8 * len)) - 1), tail: &[] }
+        } else {
+            Self { head, tail: &octets[start + Self::HEAD_LEN..start + len] }
+        }
+    }
+
+    /// Hashes the label as a child of `parent`.
+    fn hash(self, state: &RandomState, parent: u32) -> u64 {
+        let mut hasher = state.build_hasher();
+        hasher.write_u32(parent);
+        hasher.write_u128(self.head);
+        if !self.tail.is_empty() {
+            hasher.write(self.tail);
+        }
+        hasher.finish()
+    }
+}
+
+impl Node {
+    /// Returns the leftmost label of the node's name.
+    fn label<'a>(&self, labels: &'a [u8]) -> Label<'a> {
+        Label::at(labels, self.label_at as usize)
+    }
+
+    /// Hashes the node as it is found.
+    fn hash(&self, state: &RandomState, labels: &[u8]) -> u64 {
+        self.label(labels).hash(state, self.parent)
+    }
+}
 
 /// The tree while it grows.
 pub(super) struct Builder {
@@ -113,7 +167,7 @@ pub(super) struct Index {
     nodes: Vec<Node>,
     labels: Vec<u8>,
     rules: Vec<Rule>,
-    slots: Vec<Slot>,
+    slots: HashTable<Slot>,
     results: Results,
 }
 
@@ -135,10 +189,7 @@ impl Builder {
         self.rules.reserve(names);
         self.nodes.reserve(names);
         let (hash, nodes, labels) = (&self.hash, &self.nodes, &self.labels);
-        self.table.reserve(names, |&node| {
-            let node = &nodes[node as usize];
-            hash_child(hash, node.parent, label_at(labels, node))
-        });
+        self.table.reserve(names, |&node| nodes[node as usize].hash(hash, labels));
     }
 
     /// Adds a rule; all of an app's rules come one after another.
@@ -174,40 +225,36 @@ impl Builder {
         let count = label_starts(wire, &mut starts).unwrap_or(0);
         let mut node = 0;
         for &start in starts[..count].iter().rev() {
-            node = self.child(node, label_of(wire, start));
+            node = self.child(node, wire, start);
         }
         node
     }
 
-    /// Finds or makes a child; `label` has its length octet first.
-    fn child(&mut self, parent: u32, label: &[u8]) -> u32 {
+    /// Finds or makes the child of `parent` with the label that starts at `start` in `wire`.
+    fn child(&mut self, parent: u32, wire: &[u8], start: u8) -> u32 {
         let Self { hash, nodes, labels, table, .. } = self;
-        let key = hash_child(hash, parent, label);
+        let label = Label::at(wire, usize::from(start));
+        let key = label.hash(hash, parent);
         let is_it = |&node: &u32| {
             let node = &nodes[node as usize];
-            node.parent == parent && label_at(labels, node) == label
+            node.parent == parent && node.label(labels) == label
         };
         if let Some(&node) = table.find(key, is_it) {
             return node;
         }
         let made = nodes.len() as u32;
-        let label_at_new = labels.len() as u32;
-        labels.extend_from_slice(label);
+        let label_at = labels.len() as u32;
+        labels.extend_from_slice(label_of(wire, usize::from(start)));
         nodes[parent as usize].has_children = true;
-        nodes.push(Node { parent, head: NONE, label_at: label_at_new, has_children: false, is_sealed: false });
-        table.insert_unique(key, made, |&node| {
-            let node = &nodes[node as usize];
-            hash_child(hash, node.parent, label_at(labels, node))
-        });
+        nodes.push(Node { parent, head: NONE, label_at, has_children: false, is_sealed: false });
+        table.insert_unique(key, made, |&node| nodes[node as usize].hash(hash, labels));
         made
     }
 
     /// Resolves every node; apps whose place in `is_disabled` is true match nothing.
     pub(super) fn finish(mut self, is_disabled: &[bool]) -> Index {
         self.table = HashTable::new();
-        // Two thirds full at most keeps probes short.
-        let capacity = self.nodes.len() + self.nodes.len() / 2 + 1;
-        let mut slots = vec![EMPTY; capacity];
+        let mut slots = HashTable::with_capacity(self.nodes.len());
         let mut results = Results::new(self.rules.len() as u32);
         let mut below = vec![NONE; self.nodes.len()];
         // A parent is always made before its children.
@@ -230,14 +277,11 @@ impl Builder {
             };
             below[id] = under;
             if id > 0 {
-                let label = label_at(&self.labels, &node);
-                let mut place = place_of(hash_child(&self.hash, node.parent, label), capacity);
-                while slots[place].node != NONE {
-                    place = next_place(place, capacity);
-                }
                 let leaf = if node.has_children { 0 } else { LEAF };
-                slots[place] =
-                    Slot { label: head_of(label), parent: node.parent, node: id as u32 | leaf, at, below: under };
+                let head = node.label(&self.labels).head;
+                let slot = Slot { head, parent: node.parent, node: id as u32 | leaf, at, below: under };
+                let rehash = |slot: &Slot| self.nodes[slot.node_id() as usize].hash(&self.hash, &self.labels);
+                slots.insert_unique(node.hash(&self.hash, &self.labels), slot, rehash);
             }
         }
         let Self { hash, mut nodes, mut labels, mut rules, .. } = self;
@@ -257,7 +301,7 @@ impl Index {
         let (mut node, mut result) = (0, NONE);
         while left > 0 {
             left -= 1;
-            let Some(slot) = self.slot(node, label_of(wire, starts[left])) else { break };
+            let Some(slot) = self.slot(node & !LEAF, wire, starts[left]) else { break };
             (node, result) = (slot.node, if left == 0 { slot.at } else { slot.below });
             if node & LEAF != 0 {
                 break;
@@ -266,23 +310,14 @@ impl Index {
         (result != NONE).then_some(MatchId(result))
     }
 
-    /// Finds the slot of a child; `label` has its length octet first.
-    fn slot(&self, parent: u32, label: &[u8]) -> Option<&Slot> {
-        let head = head_of(label);
-        let mut place = place_of(hash_child(&self.hash, parent, label), self.slots.len());
-        loop {
-            let slot = &self.slots[place];
-            if slot.node == NONE {
-                return None;
-            }
-            if slot.parent == parent
-                && slot.label == head
-                && (label.len() <= HEAD_LEN || label_at(&self.labels, &self.nodes[slot.node_id() as usize]) == label)
-            {
-                return Some(slot);
-            }
-            place = next_place(place, self.slots.len());
-        }
+    /// Finds the child of `parent` with the label that starts at `start` in `wire`.
+    fn slot(&self, parent: u32, wire: &[u8], start: u8) -> Option<&Slot> {
+        let label = Label::at(wire, usize::from(start));
+        self.slots.find(label.hash(&self.hash, parent), |slot| {
+            slot.parent == parent
+                && slot.head == label.head
+                && (label.tail.is_empty() || self.nodes[slot.node_id() as usize].label(&self.labels).tail == label.tail)
+        })
     }
 
     /// Returns the rules of a match, most specific first: deeper before shallower, then by kind, then by app.
@@ -308,7 +343,7 @@ impl Index {
     fn name_of_node(&self, mut node: u32) -> Name {
         let mut wire: SmallVec<[u8; WIRE_LEN_MAX]> = SmallVec::new();
         while let Some(it) = self.nodes.get(node as usize).filter(|it| it.parent != NONE) {
-            wire.extend_from_slice(label_at(&self.labels, it));
+            wire.extend_from_slice(label_of(&self.labels, it.label_at as usize));
             node = it.parent;
         }
         wire.push(0);
@@ -330,7 +365,7 @@ impl Index {
         let mut nodes: SmallVec<[u32; 16]> = smallvec![0];
         for &start in starts[..count].iter().rev() {
             let parent = nodes[nodes.len() - 1];
-            let Some(slot) = self.slot(parent, label_of(wire, start)) else { break };
+            let Some(slot) = self.slot(parent, wire, start) else { break };
             nodes.push(slot.node_id());
         }
         let is_whole = nodes.len() == count + 1;
@@ -369,7 +404,7 @@ impl Index {
 
     /// Returns the octets held on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Slot>()
+        self.slots.allocation_size()
             + self.nodes.capacity() * size_of::<Node>()
             + self.rules.capacity() * size_of::<Rule>()
             + self.labels.capacity()
@@ -520,40 +555,6 @@ fn label_starts(wire: &[u8], starts: &mut [u8; LABELS_MAX + 1]) -> Option<usize>
 }
 
 /// Returns the label that starts at `start`, length octet first.
-fn label_of(wire: &[u8], start: u8) -> &[u8] {
-    let start = usize::from(start);
-    &wire[start..=start + usize::from(wire[start])]
-}
-
-/// Returns the leftmost label of a node, length octet first.
-fn label_at<'a>(labels: &'a [u8], node: &Node) -> &'a [u8] {
-    let start = node.label_at as usize;
-    &labels[start..=start + usize::from(labels[start])]
-}
-
-/// Returns what a slot holds of a label.
-fn head_of(label: &[u8]) -> [u8; HEAD_LEN] {
-    let mut head = [0; HEAD_LEN];
-    let len = label.len().min(HEAD_LEN);
-    head[..len].copy_from_slice(&label[..len]);
-    head
-}
-
-fn hash_child(state: &RandomState, parent: u32, label: &[u8]) -> u64 {
-    let mut hasher = state.build_hasher();
-    hasher.write_u32(parent);
-    hasher.write_u128(u128::from_ne_bytes(head_of(label)));
-    if label.len() > HEAD_LEN {
-        hasher.write(&label[HEAD_LEN..]);
-    }
-    hasher.finish()
-}
-
-/// Maps a hash evenly to a place below `capacity`.
-fn place_of(hash: u64, capacity: usize) -> usize {
-    ((u128::from(hash) * capacity as u128) >> 64) as usize
-}
-
-fn next_place(place: usize, capacity: usize) -> usize {
-    if place + 1 == capacity { 0 } else { place + 1 }
+fn label_of(octets: &[u8], start: usize) -> &[u8] {
+    &octets[start..=start + usize::from(octets[start])]
 }
