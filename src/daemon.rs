@@ -34,7 +34,7 @@ use crate::forward::{self, Forward};
 use crate::learn::{self, Learner, Listing};
 use crate::listen::plain::{self, Plain};
 use crate::listen::streams::{Open, Streams};
-use crate::listen::{self, Access, BindError, Bound};
+use crate::listen::{self, Access, BindError, Bound, Front};
 use crate::metrics::Registry;
 use crate::pipeline::{Current, Pipeline};
 use crate::policy::Special;
@@ -358,22 +358,15 @@ impl Daemon {
     }
 
     fn start_listeners(self: &Arc<Self>, bound: Vec<Bound>, options: &listen::Options, registry: &Registry) {
-        let meter = listen::Meter::new(registry);
-        let plain = Plain {
+        let front = Front {
             pipeline: self.pipeline.clone(),
             access: Arc::clone(&self.access),
             clock: self.clock.clone(),
-            meter: meter.clone(),
-            waiting: Arc::clone(&self.waiting),
+            meter: listen::Meter::new(registry),
         };
-        let streams = Streams {
-            pipeline: self.pipeline.clone(),
-            access: Arc::clone(&self.access),
-            clock: self.clock.clone(),
-            meter,
-            open: Arc::new(Open::new(options.max_connections, options.max_connections_per_client)),
-            talking: self.listeners.clone(),
-        };
+        let plain = Plain { front: front.clone(), waiting: Arc::clone(&self.waiting) };
+        let open = Arc::new(Open::new(options.max_connections, options.max_connections_per_client));
+        let streams = Streams { front, open, talking: self.listeners.clone() };
         for sockets in bound {
             let udp = plain.clone().run(Arc::new(sockets.udp), self.stop.clone());
             self.must_run("a UDP listener", &self.listeners, udp);

@@ -1,7 +1,7 @@
 //! Questions come in: sockets, frames, who may ask.
 //!
-//! [`plain`] reads datagrams, [`streams`] reads frames from connections. Both see a question in place, ask
-//! [`Access`] whether its sender may, and hand it to the pipeline's two calls. All sockets are bound by [`bind`]
+//! [`plain`] reads datagrams, [`streams`] reads frames from connections. Both hand what they read to a [`Front`], which
+//! sees the question in place, asks [`Access`] whether its sender may, and makes the pipeline's two calls. All sockets are bound by [`bind`]
 //! before anything is answered, so that an address in use stops the start and not half of it.
 
 use std::io;
@@ -14,12 +14,14 @@ use tokio::net::{TcpListener, UdpSocket};
 use crate::prefix::Prefix;
 
 pub mod access;
+mod front;
 pub mod hickory;
 mod meter;
 pub mod plain;
 pub mod streams;
 
 pub use access::Access;
+pub use front::Front;
 pub use meter::Meter;
 
 /// An address to listen on, and what its absence means.

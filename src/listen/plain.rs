@@ -8,14 +8,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::UdpSocket;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::Front;
 use super::meter::Dropped;
-use super::{Access, Meter};
-use crate::clock::Clock;
-use crate::pipeline::{Pipeline, Tried};
-use crate::wire::{self, Seen, Transport};
+use crate::pipeline::Tried;
+use crate::wire::Transport;
 
 /// The most questions over UDP that wait for an upstream or for the set, over all sockets.
 pub const WAITING_MAX: usize = 8192;
@@ -26,14 +25,8 @@ const DATAGRAM_LEN_MAX: usize = 65_535;
 /// What all loops share.
 #[derive(Clone, Debug)]
 pub struct Plain {
-    /// Answers.
-    pub pipeline: Pipeline,
-    /// Who may ask.
-    pub access: Arc<Access>,
-    /// Time.
-    pub clock: Clock,
-    /// Counters.
-    pub meter: Meter,
+    /// The pipeline behind the door.
+    pub front: Front,
     /// [`WAITING_MAX`] permits; the daemon waits for all of them when it drains.
     pub waiting: Arc<Semaphore>,
 }
@@ -50,8 +43,11 @@ impl Plain {
             };
             match received {
                 Ok((len, client)) => {
-                    if self.handle(&datagram[..len], client, &socket, &mut out) {
-                        send(&socket, &out, client).await;
+                    let datagram = &datagram[..len];
+                    match self.front.quick(datagram, Transport::Udp, client.ip(), &mut out) {
+                        Tried::Answered => send(&socket, &out, client).await,
+                        Tried::Drop => {}
+                        Tried::Miss => self.wait_for(datagram, client, &socket),
                     }
                 }
                 // An ICMP error of an earlier reply, or a short lack of memory: neither ends the service.
@@ -63,54 +59,19 @@ impl Plain {
         }
     }
 
-    /// Looks at a datagram; returns whether a reply stands in `out`.
-    fn handle(&self, datagram: &[u8], client: SocketAddr, socket: &Arc<UdpSocket>, out: &mut Vec<u8>) -> bool {
-        let view = match wire::see(datagram, Transport::Udp) {
-            Seen::Question(view) => view,
-            Seen::Refuse(refusal) => {
-                self.pipeline.refuse(&refusal, out);
-                return true;
-            }
-            Seen::Silence => {
-                self.meter.dropped(Dropped::Nonsense);
-                return false;
-            }
+    /// Has a miss answered by a task of its own.
+    fn wait_for(&self, datagram: &[u8], client: SocketAddr, socket: &Arc<UdpSocket>) {
+        let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
+            return self.front.meter.dropped(Dropped::Overload);
         };
-        self.meter.query(Transport::Udp, view.qtype());
-        if !self.access.allows(client.ip()) {
-            self.pipeline.refuse(&view.refuse(wire::rcode::REFUSED), out);
-            return true;
-        }
-        match self.pipeline.try_answer(&view, Transport::Udp, self.clock.now(), out) {
-            Tried::Answered => true,
-            Tried::Drop => false,
-            Tried::Miss => {
-                match Arc::clone(&self.waiting).try_acquire_owned() {
-                    Ok(permit) => {
-                        let way = self.pipeline.clone();
-                        tokio::spawn(answer(way, datagram.to_vec(), client, Arc::clone(socket), permit));
-                    }
-                    Err(_) => self.meter.dropped(Dropped::Overload),
-                }
-                false
-            }
-        }
+        let (front, datagram, socket) = (self.front.clone(), datagram.to_vec(), Arc::clone(socket));
+        tokio::spawn(async move {
+            let mut out = Vec::new();
+            front.slow(&datagram, Transport::Udp, client.ip(), &mut out).await;
+            send(&socket, &out, client).await;
+            drop(permit);
+        });
     }
-}
-
-/// Answers a miss.
-async fn answer(
-    pipeline: Pipeline,
-    datagram: Vec<u8>,
-    client: SocketAddr,
-    socket: Arc<UdpSocket>,
-    _permit: OwnedSemaphorePermit,
-) {
-    // The same octets gave a question before.
-    let Seen::Question(view) = wire::see(&datagram, Transport::Udp) else { return };
-    let mut out = Vec::with_capacity(wire::limit(&view, Transport::Udp));
-    pipeline.resolve(&view, Transport::Udp, client.ip(), &mut out).await;
-    send(&socket, &out, client).await;
 }
 
 /// Sends a reply. One that the system refuses is lost, as any datagram may be.

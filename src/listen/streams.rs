@@ -22,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::meter::Dropped;
-use super::{Access, Meter, client_prefix};
-use crate::clock::{Clock, Timestamp};
-use crate::pipeline::{Pipeline, Tried};
+use super::{Front, client_prefix};
+use crate::clock::Timestamp;
+use crate::pipeline::Tried;
 use crate::prefix::Prefix;
-use crate::wire::{self, Seen, Transport};
+use crate::wire::Transport;
 
 /// An idle connection is closed after this; RFC 7766 §6.2.3 leaves it to us, 10 to 30 s is common.
 const IDLE: Duration = Duration::from_secs(20);
@@ -46,14 +46,8 @@ const WRITE_BYTES_SOFT: usize = 64 << 10;
 /// What all connections share.
 #[derive(Clone, Debug)]
 pub struct Streams {
-    /// Answers.
-    pub pipeline: Pipeline,
-    /// Who may ask.
-    pub access: Arc<Access>,
-    /// Time.
-    pub clock: Clock,
-    /// Counters.
-    pub meter: Meter,
+    /// The pipeline behind the door.
+    pub front: Front,
     /// The connections open now.
     pub open: Arc<Open>,
     /// Where each connection is awaited when the daemon drains.
@@ -72,7 +66,7 @@ impl Streams {
                 Ok((stream, client)) => {
                     // Answers are written whole; waiting for more to send would only delay them.
                     let _ = stream.set_nodelay(true);
-                    let seat = self.open.enter(client.ip(), self.clock.now());
+                    let seat = self.open.enter(client.ip(), self.front.clock.now());
                     self.talking.spawn(self.clone().serve(stream, client, seat, stop.clone()));
                 }
                 // Out of descriptors, most likely: those who are here must leave first.
@@ -89,7 +83,7 @@ impl Streams {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        self.meter.connections.inc();
+        self.front.meter.connections.inc();
         let evict = seat.evict.clone();
         tokio::select! {
             result = self.converse(stream, client, &seat, &stop) => {
@@ -97,9 +91,9 @@ impl Streams {
                     tracing::debug!("a TCP client: {error}");
                 }
             }
-            () = evict.cancelled() => self.meter.dropped(Dropped::Evicted),
+            () = evict.cancelled() => self.front.meter.dropped(Dropped::Evicted),
         }
-        self.meter.connections.dec();
+        self.front.meter.connections.dec();
     }
 
     async fn converse<S>(&self, stream: S, client: SocketAddr, seat: &Seat, stop: &CancellationToken) -> io::Result<()>
@@ -118,7 +112,7 @@ impl Streams {
                 timeout(WRITE_TIMEOUT, writer.write_all(&talk.out)).await??;
                 talk.out.clear();
                 idle_at = Instant::now() + IDLE;
-                seat.touch(self.clock.now());
+                seat.touch(self.front.clock.now());
                 continue;
             }
             if talk.waiting == 0 && (!is_open || stop.is_cancelled()) {
@@ -169,33 +163,21 @@ impl Talk<'_> {
     }
 
     fn answer(&mut self, frame: &[u8]) {
-        let Streams { pipeline, access, clock, meter, .. } = self.streams;
         let mut reply = Vec::new();
-        match wire::see(frame, Transport::Tcp) {
-            Seen::Silence => return meter.dropped(Dropped::Nonsense),
-            Seen::Refuse(refusal) => pipeline.refuse(&refusal, &mut reply),
-            Seen::Question(view) => {
-                meter.query(Transport::Tcp, view.qtype());
-                if !access.allows(self.client) {
-                    pipeline.refuse(&view.refuse(wire::rcode::REFUSED), &mut reply);
-                } else if pipeline.try_answer(&view, Transport::Tcp, clock.now(), &mut reply) == Tried::Miss {
-                    return self.wait_for(frame.to_vec());
-                }
-            }
+        match self.streams.front.quick(frame, Transport::Tcp, self.client, &mut reply) {
+            Tried::Answered => self.frame(&reply),
+            Tried::Drop => {}
+            Tried::Miss => self.wait_for(frame.to_vec()),
         }
-        self.frame(&reply);
     }
 
     /// Has a miss answered by a task of its own.
     fn wait_for(&mut self, frame: Vec<u8>) {
         self.waiting += 1;
-        let (pipeline, client, sender) = (self.streams.pipeline.clone(), self.client, self.sender.clone());
+        let (front, client, sender) = (self.streams.front.clone(), self.client, self.sender.clone());
         tokio::spawn(async move {
             let mut reply = Vec::new();
-            // The same octets gave a question before.
-            if let Seen::Question(view) = wire::see(&frame, Transport::Tcp) {
-                pipeline.resolve(&view, Transport::Tcp, client, &mut reply).await;
-            }
+            front.slow(&frame, Transport::Tcp, client, &mut reply).await;
             // The channel holds as many as may wait, so this never blocks; without a receiver the client is gone.
             let _ = sender.send(reply).await;
         });

@@ -236,6 +236,14 @@ impl Refusal<'_> {
         self
     }
 
+    /// Turns whatever is said into REFUSED.
+    #[must_use]
+    pub fn into_refused(mut self) -> Self {
+        self.rcode = rcode::REFUSED;
+        self.is_any = false;
+        self
+    }
+
     /// Returns the rcode that is written.
     pub fn rcode(&self) -> u16 {
         // Without an OPT there is no place for the upper bits.

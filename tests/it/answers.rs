@@ -410,3 +410,13 @@ async fn wrong_replies_are_dropped_and_the_wait_goes_on() {
     let reply = greenlane.ask("spoofed.example", RecordType::A).await;
     assert_eq!(addresses(&reply), ["192.0.2.1"]);
 }
+
+#[tokio::test]
+async fn who_may_not_ask_gets_no_minimal_answer_either() {
+    // ANY over UDP is answered before it is a question, so the door once stood open for it.
+    let upstream = Upstream::start(|asked| asked.a([192, 0, 2, 1])).await;
+    let greenlane = Setup::new(upstream.addr).with("clients", "allow = [\"192.0.2.0/24\"]").start().await;
+    let reply = greenlane.ask("a.example", RecordType::ANY).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
+    assert!(reply.answers.is_empty());
+}

@@ -1,0 +1,75 @@
+//! What every transport does with a packet, before anything waits.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::meter::Dropped;
+use super::{Access, Meter};
+use crate::clock::Clock;
+use crate::pipeline::{Pipeline, Tried};
+use crate::wire::{self, Ede, Refusal, Seen, Transport, View};
+
+/// The pipeline behind the door: who may ask, and what is counted.
+#[derive(Clone, Debug)]
+pub struct Front {
+    /// Answers.
+    pub pipeline: Pipeline,
+    /// Who may ask.
+    pub access: Arc<Access>,
+    /// Time.
+    pub clock: Clock,
+    /// Counters.
+    pub meter: Meter,
+}
+
+impl Front {
+    /// Answers a packet if that takes no wait: what is refused, and what is in the cache.
+    ///
+    /// With [`Tried::Answered`] the reply stands in `out`. After [`Tried::Miss`] the same octets go to
+    /// [`Front::slow`].
+    pub fn quick(&self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
+        match wire::see(packet, transport) {
+            Seen::Silence => {
+                self.meter.dropped(Dropped::Nonsense);
+                Tried::Drop
+            }
+            Seen::Refuse(refusal) => {
+                self.refuse(self.judged(refusal, client), out);
+                Tried::Answered
+            }
+            Seen::Question(view) => self.quick_question(&view, transport, client, out),
+        }
+    }
+
+    fn quick_question(&self, view: &View<'_>, transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
+        self.meter.query(transport, view.qtype());
+        if !self.access.allows(client) {
+            self.refuse(denied(view.refuse(wire::rcode::REFUSED)), out);
+            return Tried::Answered;
+        }
+        self.pipeline.try_answer(view, transport, self.clock.now(), out)
+    }
+
+    /// Answers a packet that the quick way missed, however long it takes.
+    pub async fn slow(&self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) {
+        // The same octets gave a question before.
+        if let Seen::Question(view) = wire::see(packet, transport) {
+            self.pipeline.resolve(&view, transport, client, out).await;
+        }
+    }
+
+    /// Who may not ask is told only that, not even the minimal answer to ANY.
+    fn judged<'a>(&self, refusal: Refusal<'a>, client: IpAddr) -> Refusal<'a> {
+        let is_answer = refusal.rcode() == wire::rcode::NOERROR;
+        if is_answer && !self.access.allows(client) { denied(refusal.into_refused()) } else { refusal }
+    }
+
+    fn refuse(&self, refusal: Refusal<'_>, out: &mut Vec<u8>) {
+        self.pipeline.refuse(&refusal, out);
+    }
+}
+
+/// RFC 8914 §4.19: the client is not on the list of those who may ask.
+fn denied(refusal: Refusal<'_>) -> Refusal<'_> {
+    refusal.with_ede(Ede::new(wire::ede::PROHIBITED, ""))
+}
