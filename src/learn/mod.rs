@@ -1,8 +1,52 @@
-//! Matched addresses become sightings: admission, caps, the one writer.
+//! Matched addresses become sightings: admission, caps, and the one writer.
+//!
+//! ```text
+//!  Learner (any task)                                          Writer (one task)
+//!   offer ─▶ all known? ─ yes ─▶ extended in place ─▶ Programmed
+//!              └ no ─▶ admit ─▶ bounded queue ─▶ a batch ─▶ Book: match, rate, caps ─▶ set: one snapshot
+//!                       Late ◀─ hold ran out ◀───────────── answered once published ◀──┘
+//! ```
+//!
+//! A [`Learner`] is the handle that the pipeline offers answers to. An address is *known* when the end that store and
+//! sinks hold is no earlier than the answer needs: `now + max(ttl told, min_hold) + grace`. Known addresses are
+//! extended on the spot and cost neither the writer nor a serial; anything else goes to the [`Writer`], the only task
+//! that changes the set, and the answer waits for it at most `hold`. A [`Listing`] is what learning needs of the
+//! catalogue: how a name is matched, and the static prefixes.
 
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::catalogue::Tag;
+use crate::clock::{Clock, Timestamp};
+use crate::metrics::Registry;
+use crate::name::Name;
 use crate::prefix::Prefix;
+use crate::set::{Extended, Need, Reader, StaticEntry};
+
+mod admit;
+mod book;
+mod caps;
+mod follow;
+mod metrics;
+mod rate;
+mod special;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use admit::{Admission, Reason};
+pub use special::Row;
+pub use writer::Writer;
+
+use book::{Admitted, Book};
+use follow::Targets;
+use metrics::Metrics;
+use writer::{Pending, Reload};
 
 /// What may be learned, how much, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,4 +91,249 @@ impl Default for Options {
             new_per_client_per_minute: 3000,
         }
     }
+}
+
+/// Finds the tag of a name; `None` if no app wants it.
+pub type Matcher = Box<dyn Fn(&Name) -> Option<Tag> + Send + Sync>;
+
+/// What learning needs of one generation of the catalogue.
+pub struct Listing {
+    /// The static prefixes, in any order.
+    pub statics: Vec<StaticEntry>,
+    /// Matches a name; `None` if no app wants it.
+    pub matcher: Matcher,
+}
+
+impl Listing {
+    /// Makes a listing of static prefixes and a match.
+    pub fn new(statics: Vec<StaticEntry>, matcher: impl Fn(&Name) -> Option<Tag> + Send + Sync + 'static) -> Self {
+        Self { statics, matcher: Box::new(matcher) }
+    }
+
+    /// Matches a name; `None` if no app wants it.
+    pub fn tag(&self, name: &Name) -> Option<Tag> {
+        (self.matcher)(name)
+    }
+}
+
+impl fmt::Debug for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listing").field("statics", &self.statics.len()).finish_non_exhaustive()
+    }
+}
+
+/// The addresses of one answer, offered to the set before a client reads it.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// The listed name that the addresses are sightings of.
+    pub name: Name,
+    /// Its tag.
+    pub tag: Tag,
+    /// Addresses with the TTL in seconds that the client is told; repeats allowed.
+    pub addresses: Vec<(IpAddr, u32)>,
+    /// Where HTTPS and SVCB records of the listed name itself point, with their TTL in seconds; empty for the answers
+    /// of a followed target, so that nothing is followed twice.
+    pub targets: Vec<(Name, u32)>,
+    /// Who asked; `None` for our own questions.
+    pub client: Option<IpAddr>,
+    /// The generation of the catalogue that gave the tag.
+    pub generation: u64,
+}
+
+/// What became of an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every admissible address is in the set, and in the sinks, for as long as the answer needs.
+    Programmed,
+    /// The hold ran out: give the answer with a TTL of 1 s and offer it again.
+    Late,
+    /// A cap or a rate said no: give the answer with a TTL of 1 s.
+    Refused,
+}
+
+impl Outcome {
+    /// Returns the metric label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Programmed => "programmed",
+            Self::Late => "late",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What handles and writer share.
+#[derive(Debug)]
+struct Shared {
+    rules: ArcSwap<Rules>,
+    targets: Targets,
+}
+
+/// What a handle needs of the options, swapped by the writer.
+#[derive(Debug)]
+struct Rules {
+    admission: Arc<Admission>,
+    hold: Duration,
+    min_hold: Duration,
+    grace: Duration,
+}
+
+impl Rules {
+    fn new(admission: Arc<Admission>, options: &Options) -> Self {
+        Self { admission, hold: options.hold, min_hold: options.min_hold, grace: options.grace }
+    }
+}
+
+/// Begins to learn: a handle, and the task that must run for it.
+pub fn start(
+    options: Options,
+    listing: Listing,
+    generation: u64,
+    clock: Clock,
+    registry: &Registry,
+) -> (Learner, Writer) {
+    let metrics = Metrics::new(registry);
+    let book = Book::new(options, listing, generation, clock.now(), (metrics.clone(), registry));
+    let shared = Arc::new(Shared {
+        rules: ArcSwap::from_pointee(Rules::new(Arc::clone(book.admission()), book.options())),
+        targets: Targets::new(generation),
+    });
+    let reader = book.draft().reader();
+    let (offers, offers_in) = mpsc::channel(writer::QUEUE_LEN_MAX);
+    let (reloads, reloads_in) = mpsc::channel(1);
+    let writer = Writer::new(book, Arc::clone(&shared), clock.clone(), offers_in, reloads_in);
+    (Learner { shared, reader, offers, reloads, metrics, clock }, writer)
+}
+
+/// The handle that answers are offered to; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Learner {
+    shared: Arc<Shared>,
+    reader: Reader,
+    offers: mpsc::Sender<Pending>,
+    reloads: mpsc::Sender<Reload>,
+    metrics: Metrics,
+    clock: Clock,
+}
+
+impl Learner {
+    /// Offers the addresses of an answer that is given at `now`; waits at most the hold.
+    ///
+    /// An offer is applied even if its caller stops waiting. Addresses that may not be learned are left out and
+    /// counted; they do not change the outcome.
+    pub async fn offer(&self, mut offer: Offer, now: Timestamp) -> Outcome {
+        self.follow(&mut offer, now);
+        let rules = self.shared.rules.load_full();
+        let outcome = match self.extend_known(offer, &rules, now) {
+            None => Outcome::Programmed,
+            Some(rest) => self.wait(rest, rules.hold, now).await,
+        };
+        self.metrics.offered(outcome);
+        outcome
+    }
+
+    /// Returns the listed name and its tag if `name` is where an HTTPS or SVCB answer of that name points now.
+    pub fn followed(&self, name: &Name, now: Timestamp) -> Option<(Name, Tag)> {
+        self.shared.targets.find(name, now)
+    }
+
+    /// Lets an address through, or says why it is never learned.
+    ///
+    /// # Errors
+    /// The reason, as [`Admission::check`] gives it.
+    pub fn admits(&self, addr: IpAddr) -> Result<(), Reason> {
+        self.shared.rules.load().admission.check(addr)
+    }
+
+    /// Returns the read side of the set.
+    pub fn reader(&self) -> Reader {
+        self.reader.clone()
+    }
+
+    /// Goes over to another listing, and other options if there are any: matches every sighting anew, takes out at once
+    /// what is no longer listed or admissible, and replaces the static prefixes, all as one serial. Returns once that
+    /// is published.
+    ///
+    /// Call it before names are matched by the new catalogue: offers of an older generation are matched again when
+    /// they arrive late, offers of a newer one are believed.
+    pub async fn reload(&self, listing: Listing, generation: u64, options: Option<Options>) {
+        let (done, is_done) = oneshot::channel();
+        let reload = Reload { listing, generation, options, done };
+        if self.reloads.send(reload).await.is_ok() {
+            // The writer answers unless it ends, and then there is nothing left to wait for.
+            let _ = is_done.await;
+        }
+    }
+
+    fn follow(&self, offer: &mut Offer, now: Timestamp) {
+        for (target, ttl_secs) in std::mem::take(&mut offer.targets) {
+            // A TTL of 0 still lets the client ask for the target.
+            let until = now.after(Duration::from_secs(u64::from(ttl_secs.max(1))));
+            if !self.shared.targets.insert(target, &offer.name, &offer.tag, until, (offer.generation, now)) {
+                self.metrics.refused(Reason::FullTargets, 1);
+            }
+        }
+    }
+
+    /// Extends what is known and returns the rest, if any address is not.
+    fn extend_known(&self, offer: Offer, rules: &Rules, now: Timestamp) -> Option<Admitted> {
+        let addresses = each_once(offer.addresses);
+        let snapshot = self.reader.snapshot();
+        let (mut rest, mut renewed, mut known_count) = (Vec::new(), Vec::new(), 0);
+        for (addr, ttl_secs) in addresses {
+            let Some(sighting) = snapshot.host(addr).and_then(|host| host.sighting(&offer.name)) else {
+                match rules.admission.check(addr) {
+                    Ok(()) => rest.push((addr, ttl_secs)),
+                    Err(reason) => self.metrics.refused(reason, 1),
+                }
+                continue;
+            };
+            let ttl = Duration::from_secs(u64::from(ttl_secs));
+            match sighting.extend(&Need::new(now, ttl, rules.min_hold, rules.grace)) {
+                Extended::Known => known_count += 1,
+                Extended::Renewed => {
+                    known_count += 1;
+                    renewed.push(addr);
+                }
+                Extended::Short => rest.push((addr, ttl_secs)),
+            }
+        }
+        if !renewed.is_empty() {
+            self.reader.tell_renewed(&snapshot, renewed);
+        }
+        let address_count = known_count + rest.len();
+        (!rest.is_empty()).then(|| Admitted {
+            name: offer.name,
+            tag: offer.tag,
+            addresses: rest,
+            address_count,
+            client: offer.client,
+            generation: offer.generation,
+            admission: Arc::clone(&rules.admission),
+        })
+    }
+
+    /// Hands the offer to the writer and waits until it is published.
+    async fn wait(&self, offer: Admitted, hold: Duration, now: Timestamp) -> Outcome {
+        let (reply, outcome) = oneshot::channel();
+        // The queue is as long as answers may wait: when it is full this one goes out at once, with a TTL of 1 s, and
+        // its next hit offers it again.
+        if self.offers.try_send(Pending { offer, now, reply }).is_err() {
+            return Outcome::Late;
+        }
+        let outcome = match tokio::time::timeout(hold, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            // The hold ran out, or the writer is gone.
+            Err(_) | Ok(Err(_)) => Outcome::Late,
+        };
+        self.metrics.hold.observe(self.clock.now().since(now).as_secs_f64());
+        outcome
+    }
+}
+
+/// Sorts addresses and keeps each once, with the longest TTL told.
+fn each_once(mut addresses: Vec<(IpAddr, u32)>) -> Vec<(IpAddr, u32)> {
+    addresses.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+    addresses.dedup_by_key(|(addr, _)| *addr);
+    addresses
 }

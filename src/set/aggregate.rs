@@ -1,8 +1,8 @@
 //! Lossless aggregation: the fewest prefixes that cover exactly the given addresses.
 //!
-//! [`Aggregate`] takes prefixes in order and keeps a list that is at every step the least cover of what it has seen:
-//! what lies inside the last prefix is dropped, and two halves of one prefix become that prefix, again and again. No
-//! address is added and none is lost. Linear in the input.
+//! [`Aggregate`] takes prefixes in order. What lies inside the last one is dropped, and two halves of one prefix become
+//! that prefix, again and again. No address is added and none is lost. Linear in the input; only left halves whose
+//! right half may still come are held back, at most one of each length.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +11,9 @@ use crate::prefix::{Family, Prefix};
 /// Aggregates prefixes that come in order (IPv4 first, address, shorter first; repeats allowed).
 #[derive(Debug, Default)]
 pub struct Aggregate {
-    kept: Vec<Block>,
+    done: Vec<Prefix>,
+    /// Each lies in the right half of the parent of the one before it; the last is the last one taken.
+    open: Vec<Block>,
 }
 
 /// A prefix as numbers: `addr` is left-aligned in 128 bits for both families.
@@ -28,6 +30,11 @@ impl Aggregate {
         Self::default()
     }
 
+    /// Makes an empty one with room for so many prefixes.
+    pub fn with_capacity(count: usize) -> Self {
+        Self { done: Vec::with_capacity(count), open: Vec::new() }
+    }
+
     /// Takes the next prefix; it must not sort before the last one.
     pub fn push(&mut self, prefix: Prefix) {
         self.push_block(Block::new(prefix.addr(), prefix.len()));
@@ -39,19 +46,28 @@ impl Aggregate {
     }
 
     fn push_block(&mut self, mut next: Block) {
-        if self.kept.last().is_some_and(|last| last.covers(&next)) {
+        if self.open.last().is_some_and(|last| last.covers(&next)) {
             return;
         }
-        while let Some(parent) = self.kept.last().and_then(|last| last.joined(&next)) {
-            self.kept.pop();
+        while let Some(parent) = self.open.last().and_then(|last| last.joined(&next)) {
+            self.open.pop();
             next = parent;
         }
-        self.kept.push(next);
+        // Past the parent of the last one nothing can complete it any more, nor any before it.
+        if !self.open.last().is_some_and(|last| last.parent().covers(&next)) {
+            self.close();
+        }
+        self.open.push(next);
+    }
+
+    fn close(&mut self) {
+        self.done.extend(self.open.drain(..).map(Block::prefix));
     }
 
     /// Returns the prefixes: sorted, disjoint, the fewest that cover exactly what was taken.
-    pub fn finish(self) -> Vec<Prefix> {
-        self.kept.into_iter().map(Block::prefix).collect()
+    pub fn finish(mut self) -> Vec<Prefix> {
+        self.close();
+        self.done
     }
 }
 
@@ -81,11 +97,18 @@ impl Block {
             Family::V4 => IpAddr::V4(Ipv4Addr::from((self.addr >> 96) as u32)),
             Family::V6 => IpAddr::V6(Ipv6Addr::from(self.addr)),
         };
-        Prefix::truncated(addr, self.len)
+        // Most prefixes are hosts, and these need no bits cleared.
+        if self.len == self.family.bits() { Prefix::host(addr) } else { Prefix::truncated(addr, self.len) }
     }
 
     fn covers(&self, other: &Self) -> bool {
         self.family == other.family && self.len <= other.len && (self.addr ^ other.addr) & mask(self.len) == 0
+    }
+
+    /// Returns the prefix that this is a half of; the whole space is its own parent.
+    fn parent(&self) -> Self {
+        let len = self.len.saturating_sub(1);
+        Self { addr: self.addr & mask(len), len, ..*self }
     }
 
     /// Returns the prefix whose halves are `self` and `right`, if they are.
@@ -103,4 +126,72 @@ impl Block {
 /// Returns a mask of the upper `len` of 128 bits.
 fn mask(len: u8) -> u128 {
     u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Prefixes inside 192.0.2.0/24 and 2001:db8::/120: 256 addresses of each family.
+    fn prefixes() -> impl Strategy<Value = Vec<Prefix>> {
+        let one = (any::<bool>(), any::<u8>(), prop_oneof![Just(8_u8), 0..=8_u8]).prop_map(|(is_v4, at, len)| {
+            if is_v4 {
+                Prefix::truncated(Ipv4Addr::new(192, 0, 2, at).into(), 24 + len)
+            } else {
+                Prefix::truncated(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, at.into()).into(), 120 + len)
+            }
+        });
+        prop::collection::vec(one, 0..60)
+    }
+
+    fn addresses(prefixes: &[Prefix]) -> BTreeSet<IpAddr> {
+        prefixes.iter().flat_map(|prefix| prefix.net().into_iter_all()).collect()
+    }
+
+    trait AllAddresses {
+        fn into_iter_all(self) -> Vec<IpAddr>;
+    }
+
+    impl AllAddresses for ipnet::IpNet {
+        fn into_iter_all(self) -> Vec<IpAddr> {
+            self.subnets(self.max_prefix_len()).unwrap().map(|net| net.addr()).collect()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn aggregate_covers_exactly_the_same_addresses(given in prefixes()) {
+            let found = aggregate(given.clone());
+            prop_assert_eq!(addresses(&found), addresses(&given));
+            prop_assert!(found.is_sorted_by(|a, b| a < b));
+            let count: usize = found.iter().map(|prefix| addresses(&[*prefix]).len()).sum();
+            prop_assert_eq!(count, addresses(&found).len(), "disjoint");
+        }
+
+        #[test]
+        fn aggregate_is_the_fewest_prefixes(given in prefixes()) {
+            let mut nets: Vec<ipnet::IpNet> = given.iter().map(Prefix::net).collect();
+            nets = ipnet::IpNet::aggregate(&nets);
+            prop_assert_eq!(aggregate(given).len(), nets.len());
+        }
+    }
+
+    #[test]
+    fn whole_space_and_its_edges_aggregate() {
+        let parse = |texts: &[&str]| -> Vec<Prefix> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        let table: [(&[&str], &[&str]); 5] = [
+            (&["0.0.0.0/1", "128.0.0.0/1"], &["0.0.0.0/0"]),
+            (&["::/1", "8000::/1"], &["::/0"]),
+            (&["255.255.255.255/32", "::/128"], &["255.255.255.255/32", "::/128"]),
+            (&["192.0.2.1/32", "192.0.2.2/32"], &["192.0.2.1/32", "192.0.2.2/32"]),
+            (&["192.0.2.0/24", "192.0.2.7/32", "192.0.3.0/24"], &["192.0.2.0/23"]),
+        ];
+        for (given, expected) in table {
+            assert_eq!(aggregate(parse(given)), parse(expected));
+        }
+    }
 }

@@ -209,3 +209,150 @@ pub(crate) fn walk<'a>(
         tell(was, is);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::super::testing::{START, addr, draft, entry, record, sighting};
+    use super::*;
+
+    /// A change to a small set: which address, which name, in or out; or which static prefixes.
+    #[derive(Clone, Debug)]
+    enum Change {
+        Insert(u16, usize),
+        Remove(u16, usize),
+        Statics(Vec<(u8, usize)>),
+    }
+
+    const APPS: [&[&str]; 4] = [&["a"], &["b"], &["a", "b"], &["c"]];
+
+    fn changes() -> impl Strategy<Value = Vec<Vec<Change>>> {
+        let one = prop_oneof![
+            4 => (0..12_u16, 0..4_usize).prop_map(|(n, name)| Change::Insert(n, name)),
+            4 => (0..12_u16, 0..4_usize).prop_map(|(n, name)| Change::Remove(n, name)),
+            1 => prop::collection::vec((0..6_u8, 0..4_usize), 0..4).prop_map(Change::Statics),
+        ];
+        prop::collection::vec(prop::collection::vec(one, 0..6), 1..12)
+    }
+
+    /// Makes each batch of changes and returns every snapshot, and the delta to it if its serial is new.
+    fn snapshots(batches: &[Vec<Change>]) -> Vec<(Snapshot, Option<Arc<Delta>>)> {
+        let mut draft = draft();
+        let reader = draft.reader();
+        let mut made = vec![(reader.snapshot(), None)];
+        for batch in batches {
+            for change in batch {
+                let (n, name) = match change {
+                    Change::Insert(n, name) | Change::Remove(n, name) => (*n, *name),
+                    Change::Statics(list) => {
+                        let entries = list.iter().map(|(n, apps)| entry(&format!("192.0.0.{n}/32"), APPS[*apps]));
+                        draft.set_statics(entries.collect());
+                        continue;
+                    }
+                };
+                let record = record(&format!("n{name}.test"), APPS[name]);
+                let addr = addr(n, n % 2 == 0);
+                let held = draft.host(addr).and_then(|host| host.sighting(record.name())).cloned();
+                match (change, held) {
+                    (Change::Remove(..), Some(held)) => {
+                        held.leave_if(|_| true);
+                        draft.remove(&held);
+                    }
+                    (Change::Insert(..), None) => drop(draft.insert(sighting(addr, &record, START))),
+                    _ => {}
+                }
+            }
+            let before = reader.snapshot();
+            draft.commit(START);
+            let since = reader.since(before.session(), before.serial());
+            let delta = if let super::super::Since::Delta(delta) = since { Some(delta) } else { None };
+            made.push((reader.snapshot(), delta));
+        }
+        made
+    }
+
+    type Model = HashMap<(Prefix, Origin), Arc<[AppId]>>;
+
+    fn model(snapshot: &Snapshot) -> Model {
+        items(snapshot).iter().map(|item| (item.key(), Arc::clone(item.apps()))).collect()
+    }
+
+    fn is_well_formed(delta: &Delta) -> bool {
+        let keys = |items: &[Item]| -> Vec<_> { items.iter().map(Item::key).collect() };
+        let (announced, withdrawn, replaced) = (keys(&delta.announced), keys(&delta.withdrawn), keys(&delta.replaced));
+        [&announced, &withdrawn, &replaced].into_iter().all(|keys| keys.is_sorted_by(|a, b| a < b))
+            && announced.iter().all(|key| !withdrawn.contains(key))
+            && replaced.iter().all(|key| announced.contains(key))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn delta_turns_one_snapshot_into_the_next(batches in changes()) {
+            let made = snapshots(&batches);
+            for pair in made.windows(2) {
+                let (from, (to, delta)) = (&pair[0].0, &pair[1]);
+                let mut applied = model(from);
+                if let Some(delta) = delta {
+                    prop_assert!(is_well_formed(delta) && !delta.is_empty());
+                    prop_assert_eq!((delta.from, delta.to), (from.serial(), to.serial()));
+                    prop_assert_eq!(to.serial(), from.serial() + 1);
+                    prop_assert_eq!(&**delta, &Delta::between(from, to));
+                    for item in &delta.withdrawn {
+                        prop_assert!(applied.remove(&item.key()).is_some(), "only what is there is withdrawn");
+                    }
+                    for item in &delta.announced {
+                        let before = applied.insert(item.key(), Arc::clone(item.apps()));
+                        prop_assert_ne!(before.as_ref(), Some(item.apps()), "only what is new is announced");
+                    }
+                } else {
+                    prop_assert_eq!(from.serial(), to.serial());
+                }
+                prop_assert_eq!(applied, model(to));
+            }
+        }
+
+        #[test]
+        fn merged_steps_equal_the_delta_between_the_ends(batches in changes()) {
+            let made = snapshots(&batches);
+            for from in 0..made.len() {
+                let steps: Vec<_> = made[from + 1..].iter().filter_map(|(_, delta)| delta.clone()).collect();
+                let Some(merged) = steps.iter().map(|one| Delta::clone(one)).reduce(|a, b| a.merge(&b)) else { continue };
+                let between = Delta::between(&made[from].0, &made[made.len() - 1].0);
+                prop_assert!(is_well_formed(&merged));
+                prop_assert_eq!(merged, between);
+            }
+        }
+    }
+
+    #[test]
+    fn table_of_merges() {
+        let host = |n: u16, app: &str| Item::Host { addr: addr(n, true), apps: [AppId::new(app)].into() };
+        let delta = |from, announced: &[Item], withdrawn: &[Item], replaced: &[Item]| Delta {
+            from,
+            to: from + 1,
+            announced: announced.to_vec(),
+            withdrawn: withdrawn.to_vec(),
+            replaced: replaced.to_vec(),
+        };
+        let (x, y) = (host(1, "x"), host(1, "y"));
+        let a = std::slice::from_ref;
+        let table = [
+            // first step                  second step                   merged
+            (delta(0, a(&x), &[], &[]), delta(1, &[], a(&x), &[]), delta(0, &[], &[], &[])),
+            (delta(0, &[], a(&x), &[]), delta(1, a(&x), &[], &[]), delta(0, &[], &[], &[])),
+            (delta(0, &[], a(&x), &[]), delta(1, a(&y), &[], &[]), delta(0, a(&y), &[], a(&x))),
+            (delta(0, a(&x), &[], &[]), delta(1, a(&y), &[], a(&x)), delta(0, a(&y), &[], &[])),
+            (delta(0, a(&y), &[], a(&x)), delta(1, a(&x), &[], a(&y)), delta(0, &[], &[], &[])),
+            (delta(0, a(&y), &[], a(&x)), delta(1, &[], a(&y), &[]), delta(0, &[], a(&x), &[])),
+        ];
+        for (first, second, mut merged) in table {
+            merged.to = 2;
+            assert_eq!(first.merge(&second), merged, "{first:?} then {second:?}");
+        }
+    }
+}

@@ -5,7 +5,6 @@
 //! times of a sighting are live. What changed is noted by address as it happens, so a commit costs what the batch
 //! changed and nothing more.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -31,12 +30,12 @@ pub struct Draft {
     changed: Timestamp,
     statics: Arc<[StaticEntry]>,
     hosts: Tree,
-    v4_count: usize,
     sighting_count: usize,
     expiry: Expiry,
     sizes: Sizes,
-    /// The apps that each host touched since the last commit had then; `None` if it was not there.
-    hosts_before: BTreeMap<IpAddr, Option<Arc<[AppId]>>>,
+    /// The apps that each host touched since the last commit had before; `None` if it was not there. The first entry
+    /// of an address is how it stood at the last commit.
+    hosts_before: Vec<(IpAddr, Option<Arc<[AppId]>>)>,
     /// The static prefixes of the last commit, if they were replaced since.
     statics_before: Option<Arc<[StaticEntry]>>,
     /// Hosts whose end moved since the last commit.
@@ -47,14 +46,7 @@ impl Draft {
     /// Begins with the empty set, serial 0 of `session`.
     pub fn new(session: Session, now: Timestamp, registry: &Registry) -> Self {
         let statics: Arc<[StaticEntry]> = Arc::default();
-        let empty = Content {
-            session,
-            serial: 0,
-            changed: now,
-            statics: Arc::clone(&statics),
-            hosts: Tree::default(),
-            v4_count: 0,
-        };
+        let empty = Content { session, serial: 0, changed: now, statics: Arc::clone(&statics), hosts: Tree::default() };
         Self {
             publisher: Publisher::new(History::new(Snapshot::new(empty))),
             session,
@@ -62,11 +54,10 @@ impl Draft {
             changed: now,
             statics,
             hosts: Tree::default(),
-            v4_count: 0,
             sighting_count: 0,
             expiry: Expiry::default(),
             sizes: Sizes::new(registry),
-            hosts_before: BTreeMap::new(),
+            hosts_before: Vec::new(),
             statics_before: None,
             renewed: Vec::new(),
         }
@@ -78,19 +69,12 @@ impl Draft {
     pub fn insert(&mut self, sighting: Sighting) -> Arc<Sighting> {
         let sighting = Arc::new(sighting);
         let addr = sighting.addr();
-        let host = match self.hosts.get(addr) {
-            Some(host) => {
-                let host = host.with(Arc::clone(&sighting));
-                self.touch(addr);
-                host
-            }
-            None => {
-                self.touch(addr);
-                self.v4_count += usize::from(addr.is_ipv4());
-                Host::new(Arc::clone(&sighting))
-            }
-        };
-        self.hosts.insert(host);
+        let before = self.hosts.get(addr).cloned();
+        self.touch(addr, before.as_ref());
+        self.hosts.insert(match before {
+            Some(host) => host.with(Arc::clone(&sighting)),
+            None => Host::new(Arc::clone(&sighting)),
+        });
         self.publisher.names().write().insert(Arc::clone(&sighting));
         self.expiry.push(Arc::clone(&sighting));
         self.sighting_count += 1;
@@ -107,18 +91,14 @@ impl Draft {
     /// Takes a sighting out that was marked as left; its host goes with its last one.
     pub fn remove(&mut self, sighting: &Sighting) {
         let addr = sighting.addr();
-        let Some(host) = self.hosts.get(addr) else { return };
+        let Some(host) = self.hosts.get(addr).cloned() else { return };
         if !host.sighting(sighting.name()).is_some_and(|one| std::ptr::eq(&**one, sighting)) {
             return;
         }
-        let rest = host.without(sighting.name());
-        self.touch(addr);
-        match rest {
-            Some(host) => self.hosts.insert(host),
-            None => {
-                self.hosts.remove(addr);
-                self.v4_count -= usize::from(addr.is_ipv4());
-            }
+        self.touch(addr, Some(&host));
+        match host.without(sighting.name()) {
+            Some(rest) => self.hosts.insert(rest),
+            None => drop(self.hosts.remove(addr)),
         }
         self.publisher.names().write().remove(sighting);
         self.sighting_count -= 1;
@@ -203,16 +183,17 @@ impl Draft {
         self.publisher.reader()
     }
 
-    /// Remembers what the host at `addr` was at the last commit; call it before the host changes.
-    fn touch(&mut self, addr: IpAddr) {
-        if let std::collections::btree_map::Entry::Vacant(entry) = self.hosts_before.entry(addr) {
-            entry.insert(self.hosts.get(addr).map(Host::apps));
-        }
+    /// Remembers that `addr` changes; `host` is what stands there before.
+    fn touch(&mut self, addr: IpAddr, host: Option<&Host>) {
+        self.hosts_before.push((addr, host.map(Host::apps)));
     }
 
     /// Returns the delta since the last commit, maybe empty; `None` if nothing was touched.
     fn take_delta(&mut self) -> Option<Delta> {
-        let touched = std::mem::take(&mut self.hosts_before);
+        let mut touched = std::mem::take(&mut self.hosts_before);
+        // Stable, so of several changes to one address the first is kept.
+        touched.sort_by_key(|(addr, _)| *addr);
+        touched.dedup_by_key(|(addr, _)| *addr);
         let statics_before = self.statics_before.take();
         if touched.is_empty() && statics_before.is_none() {
             return None;
@@ -240,7 +221,6 @@ impl Draft {
             changed: self.changed,
             statics: Arc::clone(&self.statics),
             hosts: self.hosts.clone(),
-            v4_count: self.v4_count,
         })
     }
 
@@ -277,47 +257,125 @@ fn joined(mut entries: Vec<StaticEntry>) -> Arc<[StaticEntry]> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{Selection, Since, Times};
+    use super::super::testing::{START, addr, draft, entry, record, sighting};
+    use super::super::{Event, Selection, Since};
     use super::*;
-    use crate::catalogue::{Tag, TagApp};
-    use crate::source::Location;
 
-    fn record(name: &str, apps: &[&str]) -> Arc<NameRecord> {
-        let apps: Vec<TagApp> = apps
-            .iter()
-            .map(|app| TagApp { app: AppId::new(*app), trigger: name.into(), location: Location::file(*app) })
-            .collect();
-        Arc::new(NameRecord::new(name.parse().unwrap(), Tag::new(apps)))
-    }
-
-    fn sighting(addr: &str, record: &Arc<NameRecord>, now: Timestamp) -> Sighting {
-        let need = Need::new(now, Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(300));
-        Sighting::new(addr.parse().unwrap(), Arc::clone(record), now, Times::from(need))
+    fn leave(draft: &mut Draft, sighting: &Sighting) {
+        sighting.leave_if(|_| true).unwrap();
+        draft.remove(sighting);
     }
 
     #[test]
     fn batch_makes_one_serial_and_a_later_end_none() {
-        let now = Timestamp::from_secs(1_000_000);
-        let mut draft = Draft::new(Session(1), now, &Registry::new());
+        let mut draft = draft();
         let reader = draft.reader();
         let zoom = record("zoom.example", &["zoom"]);
-        let one = draft.insert(sighting("192.0.2.1", &zoom, now));
-        draft.insert(sighting("192.0.2.0", &zoom, now));
-        assert_eq!(draft.commit(now), 1);
-        assert_eq!(reader.snapshot().prefixes(&Selection::default()), ["192.0.2.0/31".parse().unwrap()]);
+        let one = draft.insert(sighting(addr(1, true), &zoom, START));
+        draft.insert(sighting(addr(0, true), &zoom, START));
+        assert_eq!(draft.commit(START), 1);
+        assert_eq!(reader.snapshot().prefixes(&Selection::default()), ["192.0.0.0/31".parse().unwrap()]);
 
-        let later = now.after(Duration::from_secs(10));
+        let later = START.after(Duration::from_secs(10));
         draft.renew(&one, &Need::new(later, Duration::from_secs(60), Duration::ZERO, Duration::from_secs(2000)));
         assert_eq!(draft.commit(later), 1);
-        assert_eq!(reader.since(Session(1), 1), Since::Current);
-        assert_eq!(reader.snapshot().changed(), now);
+        assert_eq!(reader.since(Session(7), 1), Since::Current);
+        assert_eq!(reader.snapshot().changed(), START);
 
-        let last = draft.due(now.after(Duration::from_secs(900))).unwrap();
+        let end = START.after(Duration::from_secs(900));
+        let last = draft.due(end).unwrap();
         draft.remove(&last);
-        assert!(draft.due(now.after(Duration::from_secs(900))).is_none(), "the renewed one stays");
-        assert_eq!(draft.commit(later), 2);
-        let Since::Delta(delta) = reader.since(Session(1), 1) else { panic!("one step behind") };
+        assert!(draft.due(end).is_none(), "the renewed one stays");
+        assert_eq!(draft.commit(end), 2);
+        let Since::Delta(delta) = reader.since(Session(7), 1) else { panic!("one step behind") };
         assert_eq!(delta.withdrawn.len(), 1);
-        assert_eq!(delta.withdrawn[0].prefix(), "192.0.2.0/32".parse().unwrap());
+        assert_eq!(delta.withdrawn[0].prefix(), "192.0.0.0/32".parse().unwrap());
+    }
+
+    #[test]
+    fn batch_that_undoes_itself_makes_no_serial() {
+        let mut draft = draft();
+        let zoom = record("zoom.example", &["zoom"]);
+        let one = draft.insert(sighting(addr(1, true), &zoom, START));
+        leave(&mut draft, &one);
+        assert_eq!(draft.commit(START), 0);
+        draft.set_statics(vec![entry("198.51.100.0/24", &["zoom"])]);
+        assert_eq!(draft.commit(START), 1);
+        draft.set_statics(vec![entry("198.51.100.0/24", &["zoom"])]);
+        assert_eq!(draft.commit(START), 1);
+    }
+
+    #[test]
+    fn second_name_at_an_address_counts_only_if_the_apps_change() {
+        let mut draft = draft();
+        let reader = draft.reader();
+        draft.insert(sighting(addr(1, true), &record("a.test", &["zoom"]), START));
+        assert_eq!(draft.commit(START), 1);
+        let twin = draft.insert(sighting(addr(1, true), &record("b.test", &["zoom"]), START));
+        assert_eq!(draft.commit(START), 1);
+        assert_eq!(reader.snapshot().host(addr(1, true)).unwrap().sightings().len(), 2, "published all the same");
+        draft.insert(sighting(addr(1, true), &record("c.test", &["webex", "zoom"]), START));
+        assert_eq!(draft.commit(START), 2);
+        leave(&mut draft, &twin);
+        assert_eq!(draft.commit(START), 2);
+        assert_eq!(reader.snapshot().host_count(crate::prefix::Family::V4), 1);
+        assert_eq!(reader.sightings_of(twin.name()).len(), 0);
+    }
+
+    #[test]
+    fn statics_of_one_prefix_are_joined() {
+        let mut draft = draft();
+        draft.set_statics(vec![
+            entry("2001:db8::/32", &["b"]),
+            entry("192.0.2.0/24", &["b"]),
+            entry("192.0.2.0/24", &["c", "a"]),
+        ]);
+        draft.commit(START);
+        let snapshot = draft.reader().snapshot();
+        assert_eq!(snapshot.statics(), [entry("192.0.2.0/24", &["a", "b", "c"]), entry("2001:db8::/32", &["b"])]);
+    }
+
+    #[test]
+    fn gauges_follow_the_set() {
+        let registry = Registry::new();
+        let mut draft = Draft::new(Session(1), START, &registry);
+        draft.set_statics(vec![entry("192.0.2.0/24", &["zoom"])]);
+        let one = draft.insert(sighting(addr(1, false), &record("a.test", &["webex", "zoom"]), START));
+        draft.insert(sighting(addr(2, false), &record("b.test", &["webex"]), START));
+        draft.commit(START);
+        leave(&mut draft, &one);
+        draft.commit(START);
+        let text = String::from_utf8(registry.render()).unwrap();
+        for line in [
+            r#"greenlane_set_entries{family="4",origin="learned"} 0"#,
+            r#"greenlane_set_entries{family="4",origin="static"} 1"#,
+            r#"greenlane_set_entries{family="6",origin="learned"} 1"#,
+            r#"greenlane_set_app_entries{app="webex",family="6",origin="learned"} 1"#,
+            r#"greenlane_set_app_entries{app="zoom",family="6",origin="learned"} 0"#,
+            r#"greenlane_set_app_entries{app="zoom",family="4",origin="static"} 1"#,
+            "greenlane_set_serial 2",
+            "greenlane_set_sightings 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn subscriber_hears_of_serials_and_later_ends() {
+        let mut draft = draft();
+        let mut events = draft.reader().subscribe();
+        let one = draft.insert(sighting(addr(1, true), &record("a.test", &["zoom"]), START));
+        draft.commit(START);
+        assert_eq!(events.next().await, Event::Changed { serial: 1 });
+        let need = Need::new(START, Duration::from_secs(5000), Duration::ZERO, Duration::ZERO);
+        draft.renew(&one, &need);
+        draft.commit(START);
+        assert_eq!(events.next().await, Event::Renewed([(addr(1, true), need.end)].into()));
+        for n in 2..2000 {
+            draft.insert(sighting(addr(n, true), &record("a.test", &["zoom"]), START));
+            draft.commit(START);
+        }
+        assert_eq!(events.next().await, Event::Lagged);
+        assert!(matches!(events.next().await, Event::Changed { .. }));
     }
 }

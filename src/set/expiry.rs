@@ -83,3 +83,47 @@ impl PartialEq for Entry {
 }
 
 impl Eq for Entry {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::testing::{START, addr, record, sighting};
+    use super::super::{Extended, Need};
+    use super::*;
+
+    fn after(secs: u64) -> Timestamp {
+        START.after(Duration::from_secs(secs))
+    }
+
+    #[test]
+    fn sighting_leaves_at_its_end_of_now_and_not_before() {
+        let mut expiry = Expiry::default();
+        let one = Arc::new(sighting(addr(1, true), &record("a.test", &["a"]), START));
+        expiry.push(Arc::clone(&one));
+        assert_eq!(expiry.next_end(), Some(after(900)));
+        let need = Need::new(after(100), Duration::ZERO, Duration::from_secs(600), Duration::from_secs(300));
+        assert_eq!(one.extend(&need), Extended::Renewed);
+        assert!(expiry.pop(after(999)).is_none());
+        assert_eq!(expiry.next_end(), Some(after(1000)));
+        assert!(expiry.pop(after(1000)).is_some());
+        assert_eq!(one.extend(&need), Extended::Short, "nothing extends what has left");
+        assert_eq!(expiry.next_end(), None);
+    }
+
+    #[test]
+    fn sweep_forgets_what_left_otherwise() {
+        let mut expiry = Expiry::default();
+        let record = record("a.test", &["a"]);
+        for n in 0..2000 {
+            let one = Arc::new(sighting(addr(n, true), &record, START));
+            expiry.push(Arc::clone(&one));
+            if n > 10 {
+                one.leave_if(|_| true);
+            }
+        }
+        expiry.sweep(11);
+        assert_eq!(expiry.heap.len(), 11);
+        assert_eq!(std::iter::from_fn(|| expiry.pop(after(900))).count(), 11);
+    }
+}

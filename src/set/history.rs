@@ -188,11 +188,11 @@ impl Reader {
         self.0.names.read().sightings(name).to_vec()
     }
 
-    /// Tells subscribers that these addresses end later than they did, as far as they are in the set.
-    pub fn renewed(&self, snapshot: &Snapshot, addrs: impl Iterator<Item = IpAddr>) {
+    /// Tells subscribers that these addresses end later than they did.
+    pub(crate) fn tell_renewed(&self, snapshot: &Snapshot, addrs: Vec<IpAddr>) {
         // Most of the time nobody listens.
         if self.0.events.receiver_count() > 0 {
-            let ends = addrs.filter_map(|addr| Some((addr, snapshot.host(addr)?.end())));
+            let ends = addrs.into_iter().filter_map(|addr| Some((addr, snapshot.host(addr)?.end())));
             self.0.events.send(Event::Renewed(ends.collect())).ok();
         }
     }
@@ -233,5 +233,76 @@ impl Subscription {
             // Cannot come while we hold the sending end.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::snapshot::Content;
+    use super::super::testing::{START, addr};
+    use super::super::tree::Tree;
+    use super::super::{Item, StaticEntry};
+    use super::*;
+
+    const SESSION: Session = Session(7);
+
+    fn snapshot(serial: u64) -> Snapshot {
+        let statics: Arc<[StaticEntry]> = Arc::default();
+        Snapshot::new(Content { session: SESSION, serial, changed: START, statics, hosts: Tree::default() })
+    }
+
+    /// A history at serial `serial`, each step of which announced one host.
+    fn history(serial: u16, deltas_kept_max: usize, items_kept_max: usize) -> History {
+        let mut history = History::with_bounds(snapshot(0), deltas_kept_max, items_kept_max);
+        for to in 1..=serial {
+            let mut delta = Delta::empty(u64::from(to) - 1, u64::from(to));
+            delta.announced.push(Item::Host { addr: addr(to, true), apps: Arc::default() });
+            history.push(snapshot(to.into()), Some(delta));
+        }
+        history
+    }
+
+    fn since(history: History, session: Session, serial: u64) -> Since {
+        Publisher::new(history).reader().since(session, serial)
+    }
+
+    #[test]
+    fn each_consumer_gets_what_it_needs() {
+        let made = || history(10, 5, 100);
+        assert_eq!(since(made(), SESSION, 10), Since::Current);
+        assert_eq!(since(made(), SESSION, 11), Since::Reset, "from the future");
+        assert_eq!(since(made(), Session(8), 10), Since::Reset, "of another session");
+        assert_eq!(since(made(), SESSION, 4), Since::Reset, "too old");
+        for (serial, count) in [(9, 1), (8, 2), (7, 3), (6, 4), (5, 5)] {
+            let Since::Delta(delta) = since(made(), SESSION, serial) else { panic!("{serial} is kept") };
+            assert_eq!((delta.from, delta.to, delta.announced.len()), (serial, 10, count));
+        }
+    }
+
+    #[test]
+    fn one_step_is_handed_out_as_stored() {
+        let history = history(3, 5, 100);
+        let stored = Arc::clone(&history.deltas[0]);
+        let Since::Delta(found) = since(history, SESSION, 2) else { panic!("one step behind") };
+        assert!(Arc::ptr_eq(&found, &stored));
+    }
+
+    #[test]
+    fn history_is_bounded_in_deltas_and_in_items() {
+        assert_eq!(history(10, 5, 100).deltas.len(), 5);
+        assert_eq!(history(10, 5, 3).deltas.len(), 3);
+        assert_eq!(history(10, 5, 3).item_count, 3);
+        let mut one = history(2, 5, 3);
+        let mut large = Delta::empty(2, 3);
+        large.announced = (0..4).map(|n| Item::Host { addr: addr(n, true), apps: Arc::default() }).collect();
+        one.push(snapshot(3), Some(large));
+        assert_eq!(one.item_count, 0);
+        assert_eq!(since(one, SESSION, 2), Since::Reset, "larger than all that is kept");
+    }
+
+    #[test]
+    fn new_history_resets_everybody_but_the_current() {
+        assert_eq!(since(history(0, 5, 5), SESSION, 0), Since::Current);
+        assert_eq!(since(history(0, 5, 5), SESSION, 1), Since::Reset);
     }
 }

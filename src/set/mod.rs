@@ -24,6 +24,8 @@ mod serial;
 mod sighting;
 mod sizes;
 mod snapshot;
+#[cfg(test)]
+pub(crate) mod testing;
 mod tree;
 
 pub use aggregate::{Aggregate, aggregate};

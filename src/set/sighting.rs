@@ -248,7 +248,6 @@ impl Sighting {
 /// An address of the set with its sightings: never empty, sorted by name, each name once.
 #[derive(Clone, Debug)]
 pub struct Host {
-    addr: IpAddr,
     sightings: Sightings,
 }
 
@@ -262,7 +261,7 @@ enum Sightings {
 impl Host {
     /// Makes a host of its first sighting.
     pub(crate) fn new(sighting: Arc<Sighting>) -> Self {
-        Self { addr: sighting.addr, sightings: Sightings::One(sighting) }
+        Self { sightings: Sightings::One(sighting) }
     }
 
     /// Adds a sighting; one of the same name is replaced.
@@ -272,18 +271,19 @@ impl Host {
             Ok(at) => list[at] = sighting,
             Err(at) => list.insert(at, sighting),
         }
-        Self { addr: self.addr, sightings: Sightings::of(list) }
+        Self { sightings: Sightings::of(list) }
     }
 
     /// Takes the sighting of `name` out; `None` if nothing is left.
     pub(crate) fn without(&self, name: &Name) -> Option<Self> {
         let list: Vec<_> = self.sightings().iter().filter(|one| one.name() != name).cloned().collect();
-        (!list.is_empty()).then(|| Self { addr: self.addr, sightings: Sightings::of(list) })
+        (!list.is_empty()).then(|| Self { sightings: Sightings::of(list) })
     }
 
     /// Returns the address.
     pub fn addr(&self) -> IpAddr {
-        self.addr
+        // Never empty: made of one sighting, and gone with the last.
+        self.sightings()[0].addr
     }
 
     /// Returns the sightings, sorted by name; at least one.
@@ -307,10 +307,7 @@ impl Host {
 
     /// Returns the apps that want the address, sorted, each once.
     pub fn apps(&self) -> Arc<[AppId]> {
-        let (first, more) = match self.sightings() {
-            [first, more @ ..] => (first, more),
-            [] => return Arc::default(),
-        };
+        let [first, more @ ..] = self.sightings() else { return Arc::default() };
         if more.iter().all(|one| one.record.apps == first.record.apps) {
             return Arc::clone(&first.record.apps);
         }
@@ -333,5 +330,68 @@ impl Sightings {
                 Self::Many(Arc::new(list))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{START, addr, record, sighting};
+    use super::*;
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn need_is_the_longer_of_ttl_and_hold_plus_grace() {
+        let need = Need::new(START, secs(60), secs(600), secs(300));
+        assert_eq!(need.told_until, START.after(secs(60)));
+        assert_eq!(need.end, START.after(secs(900)));
+        assert_eq!(need.grant, START.after(secs(1500)), "the need again, at most ten minutes");
+        let need = Need::new(START, secs(3600), secs(600), secs(300));
+        assert_eq!((need.end, need.grant), (START.after(secs(3900)), START.after(secs(4500))));
+        let need = Need::new(START, secs(5), secs(0), secs(2));
+        assert_eq!((need.end, need.grant), (START.after(secs(7)), START.after(secs(14))));
+        let need = Need::new(START, Duration::MAX, Duration::MAX, Duration::MAX);
+        assert!(need.end <= need.grant);
+    }
+
+    #[test]
+    fn no_offer_shortens_an_end() {
+        let one = sighting(addr(1, true), &record("a.test", &["a"]), START);
+        let before = one.times();
+        assert_eq!(one.extend(&Need::new(START, secs(1), secs(1), secs(1))), Extended::Known);
+        assert!(!one.grant(&Need::new(START, secs(1), secs(1), secs(1))));
+        assert_eq!(one.times(), before);
+    }
+
+    #[test]
+    fn extension_beyond_the_grant_needs_the_writer() {
+        let one = sighting(addr(1, true), &record("a.test", &["a"]), START);
+        let now = START.after(secs(600));
+        assert_eq!(one.extend(&Need::new(now, secs(60), secs(600), secs(300))), Extended::Renewed);
+        let now = START.after(secs(601));
+        let need = Need::new(now, secs(60), secs(600), secs(300));
+        assert_eq!(one.extend(&need), Extended::Short);
+        assert_eq!(one.end(), START.after(secs(1500)), "left as it was");
+        assert!(one.grant(&need));
+        assert_eq!((one.end(), one.granted()), (need.end, need.grant));
+    }
+
+    #[test]
+    fn host_keeps_its_sightings_sorted_and_unites_their_apps() {
+        let at = addr(1, true);
+        let make = |name: &str, apps: &[&str]| Arc::new(sighting(at, &record(name, apps), START));
+        let host = Host::new(make("m.test", &["b", "a"]));
+        assert_eq!(host.apps().iter().map(AppId::as_str).collect::<Vec<_>>(), ["a", "b"]);
+        let host = host.with(make("z.test", &["c"])).with(make("a.test", &["a"])).with(make("z.test", &["d"]));
+        let names: Vec<_> = host.sightings().iter().map(|one| one.name().to_string()).collect();
+        assert_eq!(names, ["a.test", "m.test", "z.test"]);
+        assert_eq!(host.apps().iter().map(AppId::as_str).collect::<Vec<_>>(), ["a", "b", "d"]);
+        let host = host.without(&"m.test".parse().unwrap()).unwrap();
+        assert!(host.sighting(&"m.test".parse().unwrap()).is_none());
+        let host = host.without(&"a.test".parse().unwrap()).unwrap();
+        assert!(matches!(host.sightings, Sightings::One(_)));
+        assert!(host.without(&"z.test".parse().unwrap()).is_none());
     }
 }

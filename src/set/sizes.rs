@@ -15,7 +15,7 @@ use crate::prefix::Family;
 /// The gauges of the set.
 #[derive(Debug)]
 pub(crate) struct Sizes {
-    entries: IntGaugeVec,
+    entries: [IntGauge; 4],
     app_entries: IntGaugeVec,
     /// Handles by app, family and origin: looking one up by its label values costs an allocation.
     by_app: HashMap<AppId, [IntGauge; 4]>,
@@ -37,10 +37,7 @@ impl Sizes {
         let serial = registry.add(IntGauge::new("greenlane_set_serial", "Serial of the current snapshot."));
         let sightings =
             registry.add(IntGauge::new("greenlane_set_sightings", "Sightings: pairs of a learned host and a name."));
-        for (family, origin) in KINDS {
-            // Shown from the start, as zero.
-            let _ = entries.with_label_values(&[family.digit(), origin.as_str()]);
-        }
+        let entries = KINDS.map(|(family, origin)| entries.with_label_values(&[family.digit(), origin.as_str()]));
         Self { entries, app_entries, by_app: HashMap::new(), serial, sightings }
     }
 
@@ -61,8 +58,8 @@ impl Sizes {
     }
 
     fn add(&mut self, item: &Item, count: i64) {
-        let (family, origin) = (item.prefix().family(), item.origin());
-        self.entries.with_label_values(&[family.digit(), origin.as_str()]).add(count);
+        let kind = kind(item.prefix().family(), item.origin());
+        self.entries[kind].add(count);
         for app in item.apps().iter() {
             if !self.by_app.contains_key(app) {
                 let gauge = |(family, origin): (Family, Origin)| {
@@ -71,7 +68,7 @@ impl Sizes {
                 self.by_app.insert(app.clone(), KINDS.map(gauge));
             }
             if let Some(gauges) = self.by_app.get(app) {
-                gauges[kind(family, origin)].add(count);
+                gauges[kind].add(count);
             }
         }
     }

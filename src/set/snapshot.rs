@@ -60,15 +60,21 @@ impl Selection {
     /// Returns whether the static prefix is asked for.
     pub fn has_static(&self, entry: &StaticEntry) -> bool {
         self.origin != Some(Origin::Learned)
-            && self.family.is_none_or(|family| family == entry.prefix.family())
+            && self.has_family(entry.prefix.family())
             && self.apps.as_ref().is_none_or(|apps| entry.apps.iter().any(|app| apps.contains(app)))
     }
 
     /// Returns whether the host is asked for.
     pub fn has_host(&self, host: &Host) -> bool {
-        self.origin != Some(Origin::Static)
-            && self.family.is_none_or(|family| family == Family::of(host.addr()))
-            && self.apps.as_ref().is_none_or(|apps| host.has_any_app(apps))
+        self.origin != Some(Origin::Static) && self.has_family(Family::of(host.addr())) && self.has_apps_of(host)
+    }
+
+    fn has_family(&self, family: Family) -> bool {
+        self.family.is_none_or(|asked| asked == family)
+    }
+
+    fn has_apps_of(&self, host: &Host) -> bool {
+        self.apps.as_ref().is_none_or(|apps| host.has_any_app(apps))
     }
 }
 
@@ -83,7 +89,6 @@ pub(crate) struct Content {
     pub(crate) changed: Timestamp,
     pub(crate) statics: Arc<[StaticEntry]>,
     pub(crate) hosts: Tree,
-    pub(crate) v4_count: usize,
 }
 
 impl Snapshot {
@@ -123,10 +128,7 @@ impl Snapshot {
 
     /// Returns how many learned hosts there are of one IP version.
     pub fn host_count(&self, family: Family) -> usize {
-        match family {
-            Family::V4 => self.0.v4_count,
-            Family::V6 => self.0.hosts.len() - self.0.v4_count,
-        }
+        self.0.hosts.count(family)
     }
 
     /// Returns the fewest prefixes that cover exactly what is asked for, sorted, none inside another.
@@ -134,10 +136,14 @@ impl Snapshot {
     /// Linear in the set; call it off the threads that answer DNS.
     pub fn prefixes(&self, which: &Selection) -> Vec<Prefix> {
         let mut statics = self.statics().iter().filter(|entry| which.has_static(entry)).peekable();
-        let mut all = Aggregate::new();
-        for host in self.hosts().filter(|host| which.has_host(host)) {
-            push_until(&mut all, &mut statics, Prefix::host(host.addr()));
-            all.push_host(host.addr());
+        let mut all = Aggregate::with_capacity(self.capacity(which));
+        if which.origin != Some(Origin::Static) {
+            for (addr, host) in self.0.hosts.iter_with_addr() {
+                if which.has_family(Family::of(addr)) && which.has_apps_of(host) {
+                    push_until(&mut all, &mut statics, addr);
+                    all.push_host(addr);
+                }
+            }
         }
         for entry in statics {
             all.push(entry.prefix);
@@ -146,9 +152,20 @@ impl Snapshot {
     }
 }
 
-/// Pushes the static prefixes that sort no later than `host`.
-fn push_until<'a>(all: &mut Aggregate, statics: &mut Peekable<impl Iterator<Item = &'a StaticEntry>>, host: Prefix) {
-    while let Some(entry) = statics.next_if(|entry| entry.prefix <= host) {
+impl Snapshot {
+    /// Guesses how many prefixes a selection has: exact for the whole set of hosts that are no neighbours.
+    fn capacity(&self, which: &Selection) -> usize {
+        if which.apps.is_some() || which.origin == Some(Origin::Static) {
+            return 0;
+        }
+        let hosts = which.family.map_or_else(|| self.0.hosts.len(), |family| self.host_count(family));
+        hosts + self.statics().len()
+    }
+}
+
+/// Pushes the static prefixes that sort no later than the host at `addr`.
+fn push_until<'a>(all: &mut Aggregate, statics: &mut Peekable<impl Iterator<Item = &'a StaticEntry>>, addr: IpAddr) {
+    while let Some(entry) = statics.next_if(|entry| entry.prefix <= Prefix::host(addr)) {
         all.push(entry.prefix);
     }
 }
