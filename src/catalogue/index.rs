@@ -1,20 +1,23 @@
-//! The label index: which triggers decide a name, found label by label from the right.
+//! The label index: which triggers decide a name.
 //!
-//! A tree of labels whose root is the root name. Every name that a trigger or `catalogue.never` speaks of is a
-//! [`Node`], and so is every name above it. [`Builder`] grows the tree and then resolves each node once, parents
-//! first: which rules say yes to the name itself, and which to the names below it that have no node of their own.
-//! Both results are [`MatchId`]s, so a look-up only walks down as far as the tree goes and reads one of them;
-//! how many triggers there are, or how many apps, costs it nothing.
+//! Every name that a trigger or `catalogue.never` speaks of is a [`Node`], and the nearest such name above it is its
+//! parent. [`Builder`] collects the nodes and then resolves each once, parents first: which rules say yes to the
+//! name itself, and which to the names below it that have no node of their own. Both results are [`MatchId`]s, so a
+//! look-up finds the deepest node at or above the name asked and reads one of them; how many apps there are costs it
+//! nothing.
 //!
-//! The children of all nodes live in one open-addressed table keyed by (parent, label). A [`Slot`] is half a cache
-//! line and holds labels of up to 15 octets in place, so a step costs one memory access. Names are chosen by
-//! strangers: the hash is seeded anew in each process, and a miss ends at the first label that is not in the tree.
+//! Nodes are found by the hash of their name, taken label by label from the right, so that one pass over a name
+//! yields the hash of each name above it. An octet of each hash stands in a dense table of its own, which answers
+//! for nearly all names that have no node; only then is a [`Slot`] read, which holds the name (up to 35 octets of
+//! it) and both results in place. So a look-up costs one far memory access, whatever the number of triggers, and at
+//! most one step for each depth that any node has. Names are chosen by strangers: the hash is seeded anew in each
+//! process, and a slot counts only if all octets of the name are equal.
 //!
 //! Rules of one app: the deepest name wins, at equal depth the lesser [`Kind`]. A node at or below a name in
 //! `catalogue.never` matches nothing, whatever is listed further down.
 //!
-//! Memory: about 75 octets a trigger for names that share their ancestors (48 of slot, 16 of node, 12 of rule,
-//! besides the labels themselves); a result that holds several apps adds 4 octets an app.
+//! Memory, for a name with one trigger: 65 octets of slot (48 and a tag, a quarter of them empty), 16 of node, 12 of
+//! rule, and the name. A result of several apps adds 4 octets an app.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -30,6 +33,9 @@ const LABELS_MAX: usize = 127;
 
 /// The number that stands for no rule, no match, no node.
 const NONE: u32 = u32::MAX;
+
+/// The node of the root name, which is always there and takes no rule.
+const ROOT: u32 = 0;
 
 /// Which triggers said yes to a name: a row in the tables of one catalogue, equal for names with the same result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,75 +62,137 @@ pub(super) struct Rule {
     pub(super) kind: Kind,
 }
 
-/// A name in the tree.
+/// A name that something is said of.
 #[derive(Clone, Copy, Debug)]
 struct Node {
+    /// The nearest name above that is a node; the root's is [`NONE`]. Known once all are there.
     parent: u32,
     /// The rule added last.
     head: u32,
-    /// Where its leftmost label starts among all labels, length octet first.
-    label_at: u32,
-    has_children: bool,
+    /// Where its wire form starts among all names.
+    name_at: u32,
+    name_len: u8,
+    label_count: u8,
     /// Whether it is, or lies below, a name that no app may have.
     is_sealed: bool,
+}
+
+impl Node {
+    /// Returns the name in wire form.
+    fn wire<'a>(&self, names: &'a [u8]) -> &'a [u8] {
+        let start = self.name_at as usize;
+        &names[start..start + usize::from(self.name_len)]
+    }
 }
 
 /// A node as the look-up sees it.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    /// Length octet and the first 15 octets of the label.
-    label: [u8; 16],
-    parent: u32,
-    /// The node, with [`LEAF`] set if it has no children; [`NONE`] in an empty slot.
-    node: u32,
     /// The match of the name itself.
     at: u32,
-    /// The match of names below without a node.
+    /// The match of names below without a node nearer to them.
     below: u32,
+    node: u32,
+    name_len: u8,
+    /// The name in wire form, as far as there is room.
+    name: [u8; Self::NAME_LEN],
 }
 
 impl Slot {
-    fn node_id(&self) -> u32 {
-        self.node & !LEAF
+    /// What makes a slot 48 octets; nine in ten names of real lists fit.
+    const NAME_LEN: usize = 35;
+
+    const EMPTY: Self = Self { at: NONE, below: NONE, node: NONE, name_len: 0, name: [0; Self::NAME_LEN] };
+
+    fn new(node: u32, wire: &[u8], at: u32, below: u32) -> Self {
+        let mut name = [0; Self::NAME_LEN];
+        let len = wire.len().min(Self::NAME_LEN);
+        name[..len].copy_from_slice(&wire[..len]);
+        // A name has at most 255 octets.
+        Self { at, below, node, name_len: wire.len() as u8, name }
     }
 }
 
-const EMPTY: Slot = Slot { label: [0; 16], parent: NONE, node: NONE, at: NONE, below: NONE };
+/// A label as it is hashed.
+#[derive(Clone, Copy)]
+struct Label<'a> {
+    /// The length octet and the first 15 octets, zeros after them.
+    head: u128,
+    /// The octets after those.
+    tail: &'a [u8],
+}
 
-/// Marks a slot whose node has no children, so that a look-up stops there. Nodes number fewer than this: the text
-/// of all lists is bounded far below it.
-const LEAF: u32 = 1 << 31;
+impl<'a> Label<'a> {
+    /// How many octets of length and label the head holds.
+    const HEAD_LEN: usize = 16;
 
-/// How many octets of length and label a slot holds.
-const HEAD_LEN: usize = 16;
+    /// Takes the label whose length octet stands at `start` of a name in wire form. Reads 16 octets at once where it
+    /// can: copying a few octets costs more than hashing them.
+    fn at(wire: &'a [u8], start: usize) -> Self {
+        let len = 1 + usize::from(wire[start]);
+        let head = if let Some(chunk) = wire[start..].first_chunk() {
+            u128::from_le_bytes(*chunk)
+        } else if let Some(chunk) = wire.last_chunk() {
+            u128::from_le_bytes(*chunk) >> (8 * (Self::HEAD_LEN - (wire.len() - start)))
+        } else {
+            let mut buffer = [0; Self::HEAD_LEN];
+            let rest = &wire[start..];
+            buffer[..rest.len()].copy_from_slice(rest);
+            u128::from_le_bytes(buffer)
+        };
+        if len < Self::HEAD_LEN {
+            Self { head: head & ((1 << (8 * len)) - 1), tail: &[] }
+        } else {
+            Self { head, tail: &wire[start + Self::HEAD_LEN..start + len] }
+        }
+    }
+}
 
-/// The tree while it grows.
+/// Hashes names label by label from the right.
+#[derive(Clone)]
+struct Hash(RandomState);
+
+impl Hash {
+    /// The hash of the root.
+    const START: u64 = 0;
+
+    /// Goes on from the hash of a name to that of the name with one more label in front.
+    fn step(&self, hash: u64, label: Label<'_>) -> u64 {
+        let mut hasher = self.0.build_hasher();
+        hasher.write_u64(hash);
+        hasher.write_u128(label.head);
+        if !label.tail.is_empty() {
+            hasher.write(label.tail);
+        }
+        hasher.finish()
+    }
+
+    fn name(&self, wire: &[u8], starts: &[u8]) -> u64 {
+        starts.iter().rev().fold(Self::START, |hash, &start| self.step(hash, Label::at(wire, usize::from(start))))
+    }
+}
+
+/// The nodes while they are collected.
 pub(super) struct Builder {
-    hash: RandomState,
+    hash: Hash,
     nodes: Vec<Node>,
-    labels: Vec<u8>,
+    /// The hash of each node.
+    hashes: Vec<u64>,
+    /// The wire forms of all nodes.
+    names: Vec<u8>,
     rules: Vec<Rule>,
     table: HashTable<u32>,
 }
 
-/// The tree, resolved.
-pub(super) struct Index {
-    hash: RandomState,
-    nodes: Vec<Node>,
-    labels: Vec<u8>,
-    rules: Vec<Rule>,
-    slots: Vec<Slot>,
-    results: Results,
-}
-
 impl Builder {
-    /// Makes a tree of the root alone.
+    /// Starts with the root alone.
     pub(super) fn new() -> Self {
-        let root = Node { parent: NONE, head: NONE, label_at: 0, has_children: false, is_sealed: false };
+        let root = Node { parent: NONE, head: NONE, name_at: 0, name_len: 1, label_count: 0, is_sealed: false };
         Self {
-            hash: RandomState::default(),
+            hash: Hash(RandomState::default()),
             nodes: vec![root],
-            labels: vec![0],
+            hashes: vec![Hash::START],
+            names: vec![0],
             rules: Vec::new(),
             table: HashTable::new(),
         }
@@ -134,11 +202,9 @@ impl Builder {
     pub(super) fn reserve(&mut self, names: usize) {
         self.rules.reserve(names);
         self.nodes.reserve(names);
-        let (hash, nodes, labels) = (&self.hash, &self.nodes, &self.labels);
-        self.table.reserve(names, |&node| {
-            let node = &nodes[node as usize];
-            hash_child(hash, node.parent, label_at(labels, node))
-        });
+        self.hashes.reserve(names);
+        let hashes = &self.hashes;
+        self.table.reserve(names, |&node| hashes[node as usize]);
     }
 
     /// Adds a rule; all of an app's rules come one after another.
@@ -146,14 +212,11 @@ impl Builder {
     /// # Errors
     /// The earlier rule, if this app has the same kind at this name already; nothing is added then.
     pub(super) fn add(&mut self, name: &Name, kind: Kind, app: u16) -> Result<RuleId, RuleId> {
-        let node = self.grow(name);
+        let node = self.node(name);
         let head = self.nodes[node as usize].head;
-        let mut at = head;
-        while let Some(rule) = self.rules.get(at as usize).filter(|rule| rule.app == app) {
-            if rule.kind == kind {
-                return Err(at);
-            }
-            at = rule.next;
+        let of_app = chain(&self.rules, head).take_while(|(_, rule)| rule.app == app);
+        if let Some((earlier, _)) = of_app.into_iter().find(|(_, rule)| rule.kind == kind) {
+            return Err(earlier);
         }
         let id = self.rules.len() as RuleId;
         self.rules.push(Rule { node, next: head, app, kind });
@@ -163,125 +226,178 @@ impl Builder {
 
     /// Keeps every app from the name and all below it.
     pub(super) fn seal(&mut self, name: &Name) {
-        let node = self.grow(name);
+        let node = self.node(name);
         self.nodes[node as usize].is_sealed = true;
     }
 
-    /// Finds or makes the node of a name and of all names above it.
-    fn grow(&mut self, name: &Name) -> u32 {
-        let mut starts = [0; LABELS_MAX + 1];
+    /// Finds or makes the node of a name.
+    fn node(&mut self, name: &Name) -> u32 {
         let wire = name.as_wire();
+        let mut starts = [0; LABELS_MAX + 1];
         let count = label_starts(wire, &mut starts).unwrap_or(0);
-        let mut node = 0;
-        for &start in starts[..count].iter().rev() {
-            node = self.child(node, label_of(wire, start));
+        if count == 0 {
+            return ROOT;
         }
-        node
-    }
-
-    /// Finds or makes a child; `label` has its length octet first.
-    fn child(&mut self, parent: u32, label: &[u8]) -> u32 {
-        let Self { hash, nodes, labels, table, .. } = self;
-        let key = hash_child(hash, parent, label);
-        let is_it = |&node: &u32| {
-            let node = &nodes[node as usize];
-            node.parent == parent && label_at(labels, node) == label
-        };
-        if let Some(&node) = table.find(key, is_it) {
+        let hash = self.hash.name(wire, &starts[..count]);
+        let Self { nodes, hashes, names, table, .. } = self;
+        if let Some(&node) = table.find(hash, |&node| nodes[node as usize].wire(names) == wire) {
             return node;
         }
         let made = nodes.len() as u32;
-        let label_at_new = labels.len() as u32;
-        labels.extend_from_slice(label);
-        nodes[parent as usize].has_children = true;
-        nodes.push(Node { parent, head: NONE, label_at: label_at_new, has_children: false, is_sealed: false });
-        table.insert_unique(key, made, |&node| {
-            let node = &nodes[node as usize];
-            hash_child(hash, node.parent, label_at(labels, node))
-        });
+        // Neither number can be cut: names have at most 255 octets and 127 labels.
+        let (name_at, name_len, label_count) = (names.len() as u32, wire.len() as u8, count as u8);
+        nodes.push(Node { parent: ROOT, head: NONE, name_at, name_len, label_count, is_sealed: false });
+        hashes.push(hash);
+        names.extend_from_slice(wire);
+        table.insert_unique(hash, made, |&node| hashes[node as usize]);
         made
     }
 
     /// Resolves every node; apps whose place in `is_disabled` is true match nothing.
-    pub(super) fn finish(mut self, is_disabled: &[bool]) -> Index {
-        self.table = HashTable::new();
-        // Two thirds full at most keeps probes short.
-        let capacity = self.nodes.len() + self.nodes.len() / 2 + 1;
-        let mut slots = vec![EMPTY; capacity];
-        let mut results = Results::new(self.rules.len() as u32);
-        let mut below = vec![NONE; self.nodes.len()];
-        // A parent is always made before its children.
-        for id in 0..self.nodes.len() {
-            let node = self.nodes[id];
-            let parent = self.nodes.get(node.parent as usize);
-            let inherited = below.get(node.parent as usize).copied().unwrap_or(NONE);
-            let is_sealed = node.is_sealed || parent.is_some_and(|parent| parent.is_sealed);
-            self.nodes[id].is_sealed = is_sealed;
+    pub(super) fn finish(self, is_disabled: &[bool]) -> Index {
+        let Self { hash, nodes, hashes, names, rules, table } = self;
+        drop(table);
+        let mut results = Results::new(rules.len() as u32);
+        let mut index = Index { hash, slots: Slots::new(nodes.len()), nodes, names, rules, results: Results::new(0) };
+        let mut below = vec![NONE; index.nodes.len()];
+        // Fewer labels first, so that each node finds all above it.
+        let mut order: Vec<u32> = (0..index.nodes.len() as u32).collect();
+        order.sort_by_key(|&id| index.nodes[id as usize].label_count);
+        for id in order {
+            let node = index.nodes[id as usize];
+            let wire = node.wire(&index.names);
+            let parent = if id == ROOT { NONE } else { index.deepest(wire).map_or(ROOT, |slot| slot.node) };
+            let above = index.nodes.get(parent as usize);
+            let is_sealed = node.is_sealed || above.is_some_and(|above| above.is_sealed);
+            let inherited = below.get(parent as usize).copied().unwrap_or(NONE);
             let (at, under) = if is_sealed {
                 (NONE, NONE)
-            } else if node.head == NONE {
-                (inherited, inherited)
             } else {
-                let own = own_rules(&self.rules, node.head, is_disabled);
+                let own = own_rules(&index.rules, node.head, is_disabled);
                 (
-                    results.merge(&self.rules, &own, inherited, Kind::covers_itself),
-                    results.merge(&self.rules, &own, inherited, Kind::covers_below),
+                    results.merge(&index.rules, &own, inherited, Kind::covers_itself),
+                    results.merge(&index.rules, &own, inherited, Kind::covers_below),
                 )
             };
-            below[id] = under;
-            if id > 0 {
-                let label = label_at(&self.labels, &node);
-                let mut place = place_of(hash_child(&self.hash, node.parent, label), capacity);
-                while slots[place].node != NONE {
-                    place = next_place(place, capacity);
-                }
-                let leaf = if node.has_children { 0 } else { LEAF };
-                slots[place] =
-                    Slot { label: head_of(label), parent: node.parent, node: id as u32 | leaf, at, below: under };
+            below[id as usize] = under;
+            if id != ROOT {
+                index.slots.insert(hashes[id as usize], Slot::new(id, wire, at, under), node.label_count);
+            }
+            let node = &mut index.nodes[id as usize];
+            (node.parent, node.is_sealed) = (parent, is_sealed);
+        }
+        results.close();
+        index.nodes.shrink_to_fit();
+        index.names.shrink_to_fit();
+        index.rules.shrink_to_fit();
+        index.results = results;
+        index
+    }
+}
+
+/// The slots, by hash: open addressing with linear steps, three quarters full.
+struct Slots {
+    /// An octet of each slot's hash, 0 for an empty one.
+    tags: Vec<u8>,
+    slots: Vec<Slot>,
+    /// Bit `n - 1` tells whether any slot's name has `n` labels.
+    depths: u128,
+}
+
+impl Slots {
+    /// Makes room for so many slots; there is always an empty one more, which ends a search.
+    fn new(count: usize) -> Self {
+        let capacity = count + count / 3 + 1;
+        Self { tags: vec![0; capacity], slots: vec![Slot::EMPTY; capacity], depths: 0 }
+    }
+
+    /// Returns the most labels that any name here has.
+    fn depth_max(&self) -> usize {
+        (u128::BITS - self.depths.leading_zeros()) as usize
+    }
+
+    fn has_depth(&self, label_count: usize) -> bool {
+        self.depths >> (label_count - 1) & 1 == 1
+    }
+
+    fn tag_of(hash: u64) -> u8 {
+        (hash as u8).max(1)
+    }
+
+    /// Maps the hash evenly to a place; its high bits weigh most, so the tag's are free.
+    fn place_of(&self, hash: u64) -> usize {
+        ((u128::from(hash) * self.tags.len() as u128) >> 64) as usize
+    }
+
+    fn insert(&mut self, hash: u64, slot: Slot, label_count: u8) {
+        let mut place = self.place_of(hash);
+        while self.tags[place] != 0 {
+            place = if place + 1 == self.tags.len() { 0 } else { place + 1 };
+        }
+        self.tags[place] = Self::tag_of(hash);
+        self.slots[place] = slot;
+        self.depths |= 1 << (label_count - 1);
+    }
+
+    /// Finds the slot of this hash that `is_it` accepts.
+    fn find(&self, hash: u64, is_it: impl Fn(&Slot) -> bool) -> Option<&Slot> {
+        let tag = Self::tag_of(hash);
+        let mut place = self.place_of(hash);
+        loop {
+            match self.tags[place] {
+                0 => return None,
+                found if found == tag && is_it(&self.slots[place]) => return Some(&self.slots[place]),
+                _ => place = if place + 1 == self.tags.len() { 0 } else { place + 1 },
             }
         }
-        let Self { hash, mut nodes, mut labels, mut rules, .. } = self;
-        nodes.shrink_to_fit();
-        labels.shrink_to_fit();
-        rules.shrink_to_fit();
-        results.close();
-        Index { hash, nodes, labels, rules, slots, results }
     }
+}
+
+/// The nodes, resolved.
+pub(super) struct Index {
+    hash: Hash,
+    slots: Slots,
+    nodes: Vec<Node>,
+    /// The wire forms of all nodes.
+    names: Vec<u8>,
+    rules: Vec<Rule>,
+    results: Results,
 }
 
 impl Index {
     /// Finds the match of a name in lower-case wire form; one that is malformed matches nothing.
     pub(super) fn find(&self, wire: &[u8]) -> Option<MatchId> {
-        let mut starts = [0; LABELS_MAX + 1];
-        let mut left = label_starts(wire, &mut starts)?;
-        let (mut node, mut result) = (0, NONE);
-        while left > 0 {
-            left -= 1;
-            let Some(slot) = self.slot(node, label_of(wire, starts[left])) else { break };
-            (node, result) = (slot.node, if left == 0 { slot.at } else { slot.below });
-            if node & LEAF != 0 {
-                break;
-            }
-        }
+        let slot = self.deepest(wire)?;
+        let result = if usize::from(slot.name_len) == wire.len() { slot.at } else { slot.below };
         (result != NONE).then_some(MatchId(result))
     }
 
-    /// Finds the slot of a child; `label` has its length octet first.
-    fn slot(&self, parent: u32, label: &[u8]) -> Option<&Slot> {
-        let head = head_of(label);
-        let mut place = place_of(hash_child(&self.hash, parent, label), self.slots.len());
-        loop {
-            let slot = &self.slots[place];
-            if slot.node == NONE {
-                return None;
-            }
-            if slot.parent == parent
-                && slot.label == head
-                && (label.len() <= HEAD_LEN || label_at(&self.labels, &self.nodes[slot.node_id() as usize]) == label)
+    /// Finds the slot with the most labels that is the name or lies above it.
+    fn deepest(&self, wire: &[u8]) -> Option<&Slot> {
+        let mut starts = [0; LABELS_MAX + 1];
+        let count = label_starts(wire, &mut starts)?;
+        let (mut hash, mut deepest) = (Hash::START, None);
+        let nearest = starts[..count].iter().rev().take(self.slots.depth_max());
+        for (i, &start) in nearest.enumerate() {
+            let start = usize::from(start);
+            hash = self.hash.step(hash, Label::at(wire, start));
+            if self.slots.has_depth(i + 1)
+                && let Some(slot) = self.slots.find(hash, |slot| self.is_name_of(slot, &wire[start..]))
             {
-                return Some(slot);
+                deepest = Some(slot);
             }
-            place = next_place(place, self.slots.len());
+        }
+        deepest
+    }
+
+    fn is_name_of(&self, slot: &Slot, wire: &[u8]) -> bool {
+        let len = usize::from(slot.name_len);
+        if len != wire.len() {
+            return false;
+        }
+        match slot.name.get(..len) {
+            Some(name) => name == wire,
+            None => self.nodes[slot.node as usize].wire(&self.names) == wire,
         }
     }
 
@@ -305,15 +421,10 @@ impl Index {
         self.name_of_node(rule.node)
     }
 
-    fn name_of_node(&self, mut node: u32) -> Name {
-        let mut wire: SmallVec<[u8; WIRE_LEN_MAX]> = SmallVec::new();
-        while let Some(it) = self.nodes.get(node as usize).filter(|it| it.parent != NONE) {
-            wire.extend_from_slice(label_at(&self.labels, it));
-            node = it.parent;
-        }
-        wire.push(0);
-        // The labels were taken from a name, so they make one again.
-        Name::from_wire(&wire).unwrap_or_else(|_| Name::root())
+    fn name_of_node(&self, node: u32) -> Name {
+        let wire = self.nodes.get(node as usize).map(|node| node.wire(&self.names));
+        // The octets were taken from a name, so they make one again.
+        wire.and_then(|wire| Name::from_wire(wire).ok()).unwrap_or_else(Name::root)
     }
 
     /// Returns how many different names the rules that `is_wanted` accepts stand at.
@@ -321,31 +432,26 @@ impl Index {
         self.nodes.iter().filter(|node| chain(&self.rules, node.head).any(|(_, rule)| is_wanted(rule))).count()
     }
 
-    /// Walks the names from `name` upwards that have a node: the rules that cover `name`, strongest first within
-    /// a name and an app, and whether this very name is sealed.
+    /// Walks the nodes from `name` upwards: the rules of each that cover `name`, strongest first, and the name of
+    /// the node if it is sealed.
     pub(super) fn covering(&self, name: &Name) -> Vec<Covering> {
-        let mut starts = [0; LABELS_MAX + 1];
-        let wire = name.as_wire();
-        let count = label_starts(wire, &mut starts).unwrap_or(0);
-        let mut nodes: SmallVec<[u32; 16]> = smallvec![0];
-        for &start in starts[..count].iter().rev() {
-            let parent = nodes[nodes.len() - 1];
-            let Some(slot) = self.slot(parent, label_of(wire, start)) else { break };
-            nodes.push(slot.node_id());
-        }
-        let is_whole = nodes.len() == count + 1;
-        let deepest = nodes[nodes.len() - 1];
-        let collect = |&id: &u32| {
-            let covers =
-                |kind: Kind| if is_whole && id == deepest { kind.covers_itself() } else { kind.covers_below() };
-            let mut rules: Vec<RuleId> = chain(&self.rules, self.nodes[id as usize].head)
+        let mut coverings = Vec::new();
+        let mut id = self.deepest(name.as_wire()).map_or(ROOT, |slot| slot.node);
+        while let Some(node) = self.nodes.get(id as usize) {
+            let is_itself = node.wire(&self.names) == name.as_wire();
+            let covers = |kind: Kind| if is_itself { kind.covers_itself() } else { kind.covers_below() };
+            let mut rules: Vec<(Kind, u16, RuleId)> = chain(&self.rules, node.head)
                 .filter(|(_, rule)| covers(rule.kind))
-                .map(|(id, _)| id)
+                .map(|(id, rule)| (rule.kind, rule.app, id))
                 .collect();
-            rules.sort_by_key(|&id| self.rules.get(id as usize).map(|rule| (rule.kind, rule.app)));
-            Covering { rules, sealed: self.nodes[id as usize].is_sealed.then(|| self.name_of_node(id)) }
-        };
-        nodes.iter().rev().map(collect).collect()
+            rules.sort_unstable();
+            coverings.push(Covering {
+                rules: rules.into_iter().map(|(_, _, id)| id).collect(),
+                sealed: node.is_sealed.then(|| self.name_of_node(id)),
+            });
+            id = node.parent;
+        }
+        coverings
     }
 
     /// Visits the rules of the same app that stand at the rule's name or above it, nearest first, until `visit`
@@ -369,10 +475,11 @@ impl Index {
 
     /// Returns the octets held on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Slot>()
+        self.slots.tags.capacity()
+            + self.slots.slots.capacity() * size_of::<Slot>()
             + self.nodes.capacity() * size_of::<Node>()
             + self.rules.capacity() * size_of::<Rule>()
-            + self.labels.capacity()
+            + self.names.capacity()
             + (self.results.rules.capacity() + self.results.starts.capacity()) * size_of::<u32>()
     }
 }
@@ -517,43 +624,4 @@ fn label_starts(wire: &[u8], starts: &mut [u8; LABELS_MAX + 1]) -> Option<usize>
         count += 1;
         at += 1 + len;
     }
-}
-
-/// Returns the label that starts at `start`, length octet first.
-fn label_of(wire: &[u8], start: u8) -> &[u8] {
-    let start = usize::from(start);
-    &wire[start..=start + usize::from(wire[start])]
-}
-
-/// Returns the leftmost label of a node, length octet first.
-fn label_at<'a>(labels: &'a [u8], node: &Node) -> &'a [u8] {
-    let start = node.label_at as usize;
-    &labels[start..=start + usize::from(labels[start])]
-}
-
-/// Returns what a slot holds of a label.
-fn head_of(label: &[u8]) -> [u8; HEAD_LEN] {
-    let mut head = [0; HEAD_LEN];
-    let len = label.len().min(HEAD_LEN);
-    head[..len].copy_from_slice(&label[..len]);
-    head
-}
-
-fn hash_child(state: &RandomState, parent: u32, label: &[u8]) -> u64 {
-    let mut hasher = state.build_hasher();
-    hasher.write_u32(parent);
-    hasher.write_u128(u128::from_ne_bytes(head_of(label)));
-    if label.len() > HEAD_LEN {
-        hasher.write(&label[HEAD_LEN..]);
-    }
-    hasher.finish()
-}
-
-/// Maps a hash evenly to a place below `capacity`.
-fn place_of(hash: u64, capacity: usize) -> usize {
-    ((u128::from(hash) * capacity as u128) >> 64) as usize
-}
-
-fn next_place(place: usize, capacity: usize) -> usize {
-    if place + 1 == capacity { 0 } else { place + 1 }
 }

@@ -9,6 +9,9 @@
 //! that the inner one opens and no `!` stands between: `a.b.example` counts twice if both `b.example` and `example`
 //! are listed too.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use psl::Psl;
 use smallvec::SmallVec;
 
@@ -133,25 +136,23 @@ fn public_suffix(name: &Name) -> Option<psl::Type> {
     let len = name.as_wire().len().saturating_sub(2);
     let from_right = labels.iter().rev().copied();
     let below = psl::List.find(from_right.clone().chain([b"x".as_slice()]));
-    match below.typ {
+    let own = if below.len == len + 2 { psl::List.find(from_right) } else { below };
+    match (below.typ, own.typ) {
+        (_, Some(psl::Type::Icann)) if own.len == len => own.typ,
         // A rule `*.ck` makes `ck` the parent of suffixes, and so at least as wide as one.
-        Some(psl::Type::Icann) if below.len == len + 2 => below.typ,
-        Some(typ) if below.len == len + 2 => {
-            psl::List.find(from_right).typ.filter(|&own| own == psl::Type::Icann).or(Some(typ))
-        }
-        Some(typ) if below.len == len => Some(typ),
+        (Some(typ), _) if below.len == len + 2 => Some(typ),
+        (_, Some(typ)) if own.len == len => Some(typ),
         _ => None,
     }
 }
 
 /// Looks a name up in the table of clouds.
 fn cloud(name: &Name) -> Option<&'static str> {
-    // All entries have two or three labels; the length spares most names the text.
-    if name.as_wire().len() > 32 {
-        return None;
-    }
-    let text = name.to_string();
-    CLOUDS.binary_search_by(|(cloud, _)| (*cloud).cmp(&text)).ok().map(|at| CLOUDS[at].1)
+    static BY_NAME: LazyLock<HashMap<Name, &'static str>> = LazyLock::new(|| {
+        // A test holds that every entry is a name.
+        CLOUDS.iter().filter_map(|&(cloud, reason)| Some((Name::parse(cloud).ok()?, reason))).collect()
+    });
+    BY_NAME.get(name).copied()
 }
 
 pub(super) fn public_suffix_message(written: &Found, suffix: &Name) -> String {
@@ -310,4 +311,47 @@ pub(super) fn check_review(draft: &mut Draft, today: jiff::civil::Date) {
         place,
         format!("review-by {date} has gone by, today is {today}; compare the list with its source and set a new date"),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reach_of(text: &str) -> Reach {
+        reach(&text.parse().unwrap())
+    }
+
+    #[test]
+    fn clouds_are_sorted_names_and_each_is_found() {
+        assert!(CLOUDS.is_sorted());
+        for (cloud, reason) in CLOUDS {
+            assert_eq!(reach_of(cloud), Reach::Strangers(reason.to_owned()));
+            assert_eq!(reach_of(&format!("=one.{cloud}")), Reach::Own);
+        }
+    }
+
+    #[test]
+    fn public_suffixes_are_told_by_section() {
+        for text in ["com", "co.uk", "*.com", "ck", "*.ck", "x.ck", "kobe.jp", "xn--p1ai", "bd", "aero"] {
+            assert!(matches!(reach_of(text), Reach::PublicSuffix(_)), "{text}");
+        }
+        for text in
+            ["firebaseapp.com", "*.github.io", "s3.amazonaws.com", "compute.amazonaws.com", "blob.core.windows.net"]
+        {
+            assert!(matches!(reach_of(text), Reach::Strangers(_)), "{text}");
+        }
+        for text in
+            ["zoom.us", "www.ck", "city.kobe.jp", "corp", "goto-desktop.s3.amazonaws.com", "=com", "!com", "a.b.x.ck"]
+        {
+            assert_eq!(reach_of(text), Reach::Own, "{text}");
+        }
+    }
+
+    #[test]
+    fn near_misses_are_near() {
+        assert_eq!(near_miss("titel", ["title", "source"]), Some("title"));
+        assert_eq!(near_miss("colour", ["title", "source"]), None);
+        assert_eq!(near_miss("", ["a"]), Some("a"));
+        assert_eq!(near_miss("x", []), None);
+    }
 }

@@ -36,6 +36,7 @@ mod index;
 mod lint;
 mod list;
 mod load;
+mod master;
 mod report;
 mod rpz;
 pub mod tag;

@@ -386,14 +386,12 @@ pub(super) fn admit_prefix(addr: IpAddr, len: u8) -> Result<Prefix, TriggerError
     Ok(prefix)
 }
 
-/// Checks a name that came in another form than text, for a trigger of `kind`.
-pub(super) fn admit_name(name: Name, kind: Kind) -> Result<Trigger, TriggerError> {
-    let text = format!("{}{name}", kind.sign());
+/// Checks a name that came in another form than text; `text` is what messages call it.
+pub(super) fn admit_name(text: &str, name: Name, kind: Kind) -> Result<Trigger, TriggerError> {
     if name.is_root() {
-        return Err(TriggerError::Everything(Found::new(&text)));
+        return Err(TriggerError::Everything(Found::new(text)));
     }
-    let bare = name.to_string();
-    check_characters(&text, &bare)?;
+    check_characters(text, &name.to_string())?;
     Ok(Trigger { name, kind })
 }
 
