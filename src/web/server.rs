@@ -7,6 +7,7 @@
 //! | time for a request head, and between requests | 20 s | closed |
 //! | time that sent octets stay unacknowledged | 60 s | closed by the kernel (Linux) |
 //!
+//! HTTP/1.1 and 1.0 only: on a port without TLS nobody speaks HTTP/2, and its multiplexing would need bounds of its own.
 //! A client outside `web.allow` is closed before a byte is read, never told 403: some firewalls drop their list on one.
 //! When the daemon stops, requests under way are answered, streams end, and after a second the rest is cut off.
 

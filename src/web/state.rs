@@ -16,6 +16,7 @@ use crate::catalogue::{Catalogue, Tag};
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Registry;
 use crate::name::Name;
+use crate::prefix::Family;
 use crate::set::{Reader, Snapshot};
 
 /// What the web part reads; made by the daemon, cheap to clone.
@@ -122,7 +123,6 @@ impl Web {
         snapshot: &Snapshot,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, RenderError> {
-        use crate::prefix::Family;
         let count = snapshot.host_count(Family::V4) + snapshot.host_count(Family::V6);
         if count <= INLINE_HOSTS_MAX { Ok(work()) } else { self.store.blocking(work).await }
     }

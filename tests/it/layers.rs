@@ -76,17 +76,27 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(files(&path));
-        } else if path.extension().is_some_and(|ending| ending == "rs") && !is_tests(&path) {
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
             found.push(path);
         }
     }
+    let for_tests: BTreeSet<PathBuf> = found.iter().flat_map(|file| test_modules(file)).collect();
+    found.retain(|file| !for_tests.contains(file));
     found
 }
 
-/// Unit tests that outgrew their file: they may use what they like.
-fn is_tests(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == "tests.rs" || name == "testing.rs")
-        || path.components().any(|part| part.as_os_str() == "tests")
+/// The files of modules that are declared for tests only: they may use what they like.
+fn test_modules(file: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(file).unwrap();
+    let folder = match file.file_name().unwrap().to_str().unwrap() {
+        "mod.rs" | "lib.rs" => file.parent().unwrap().to_owned(),
+        _ => file.with_extension(""),
+    };
+    text.split("#[cfg(test)]\nmod ")
+        .skip(1)
+        .filter_map(|after| after.lines().next()?.strip_suffix(';'))
+        .map(|name| folder.join(format!("{name}.rs")))
+        .collect()
 }
 
 /// `src/learn/admit.rs` and `src/learn.rs` belong to `learn`.

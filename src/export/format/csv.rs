@@ -10,6 +10,7 @@
 //! inside, sorted, a space between. Lines end in CRLF; a field with a quote, a comma or a line break is quoted.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{List, Query, push_prefix};
 use crate::catalogue::AppId;
@@ -23,20 +24,20 @@ pub(super) fn write(list: &List, snapshot: &Snapshot, query: &Query, out: &mut V
     // Prefixes, static prefixes and hosts stand in the same order and the prefixes do not overlap: one pass.
     let mut statics = snapshot.statics().iter().filter(|entry| query.selection.has_static(entry)).peekable();
     let mut hosts = snapshot.hosts().filter(|host| query.selection.has_host(host)).peekable();
-    let mut apps = BTreeSet::new();
+    let mut apps = Apps::default();
     for prefix in &list.prefixes {
-        apps.clear();
+        apps.lists.clear();
         let (mut is_learned, mut is_static) = (false, false);
         while let Some(entry) = statics.next_if(|entry| is_before_end(prefix, &entry.prefix)) {
             if prefix.covers(&entry.prefix) {
                 is_static = true;
-                apps.extend(entry.apps.iter().cloned());
+                apps.add(Arc::clone(&entry.apps));
             }
         }
         while let Some(host) = hosts.next_if(|host| is_before_end(prefix, &Prefix::host(host.addr()))) {
             if prefix.contains(host.addr()) {
                 is_learned = true;
-                apps.extend(host.apps().iter().cloned());
+                apps.add(host.apps());
             }
         }
         push_prefix(out, prefix);
@@ -47,19 +48,47 @@ pub(super) fn write(list: &List, snapshot: &Snapshot, query: &Query, out: &mut V
             (true, false) => b",learned,",
             (false, _) => b",static,",
         });
-        push_field(out, &joined(&apps));
+        apps.push_field(out);
         out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// The app ids found inside one prefix.
+#[derive(Default)]
+struct Apps {
+    /// The lists of its entries, those in a row that are the same one only once.
+    lists: Vec<Arc<[AppId]>>,
+    /// The last field written and whose it is: entries of one name share their list, so most rows repeat it.
+    last: Option<(Arc<[AppId]>, Vec<u8>)>,
+}
+
+impl Apps {
+    fn add(&mut self, list: Arc<[AppId]>) {
+        if !self.lists.last().is_some_and(|last| Arc::ptr_eq(last, &list)) {
+            self.lists.push(list);
+        }
+    }
+
+    fn push_field(&mut self, out: &mut Vec<u8>) {
+        if let ([list], Some((last, field))) = (self.lists.as_slice(), &self.last)
+            && Arc::ptr_eq(list, last)
+        {
+            out.extend_from_slice(field);
+            return;
+        }
+        let ids: BTreeSet<&str> = self.lists.iter().flat_map(|list| list.iter().map(AppId::as_str)).collect();
+        let mut field = Vec::new();
+        push_field(&mut field, &ids.into_iter().collect::<Vec<_>>().join(" "));
+        out.extend_from_slice(&field);
+        if let [list] = self.lists.as_slice() {
+            self.last = Some((Arc::clone(list), field));
+        }
     }
 }
 
 /// Returns whether `item` lies in `prefix` or sorts before it: what the pass has to take off before it goes on.
 fn is_before_end(prefix: &Prefix, item: &Prefix) -> bool {
     item <= prefix || prefix.covers(item)
-}
-
-/// Puts a space between the ids.
-fn joined(apps: &BTreeSet<AppId>) -> String {
-    apps.iter().map(AppId::as_str).collect::<Vec<_>>().join(" ")
 }
 
 /// Writes a field, in quotes where RFC 4180 section 2 asks for them.
