@@ -92,9 +92,9 @@ fn test_modules(file: &Path) -> Vec<PathBuf> {
         "mod.rs" | "lib.rs" => file.parent().unwrap().to_owned(),
         _ => file.with_extension(""),
     };
-    text.split("#[cfg(test)]\nmod ")
+    text.split("#[cfg(test)]\n")
         .skip(1)
-        .filter_map(|after| after.lines().next()?.strip_suffix(';'))
+        .filter_map(|after| after.lines().next()?.split_once("mod ")?.1.strip_suffix(';'))
         .map(|name| folder.join(format!("{name}.rs")))
         .collect()
 }
