@@ -6,6 +6,7 @@
 //!
 //! Bounds: a file has at most 64 MiB, all files 512 MiB, and there are at most 4,096 lists.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -80,13 +81,13 @@ pub fn load(options: &Options, today: Date) -> Result<Loaded, Problems> {
 /// Every problem of every file.
 pub fn compile<'a>(
     files: impl IntoIterator<Item = (&'a str, &'a [u8])>,
-    options: &Options,
+    options: &'a Options,
     today: Date,
 ) -> Result<Loaded, Problems> {
     let mut reading = Reading::new(options, today);
     for (path, bytes) in files {
         if let Some((stem, form)) = Form::of(file_name(Path::new(path))) {
-            reading.read_list(stem, form, path.into(), |_| Ok(bytes.to_vec()));
+            reading.read_list(stem, form, path.into(), |_| Ok(Cow::Borrowed(bytes)));
         }
     }
     reading.finish()
@@ -167,7 +168,7 @@ impl<'a> Reading<'a> {
         // A name that is not UTF-8 keeps its ending when shown, and is then refused as an id.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if let Some((stem, form)) = Form::of(&name) {
-            self.read_list(stem, form, file, |len_max| read_file(path, len_max));
+            self.read_list(stem, form, file, |len_max| read_file(path, len_max).map(Cow::Owned));
         }
     }
 
@@ -177,7 +178,7 @@ impl<'a> Reading<'a> {
         stem: &str,
         form: Form,
         file: Arc<str>,
-        octets: impl FnOnce(u64) -> Result<Vec<u8>, String>,
+        octets: impl FnOnce(u64) -> Result<Cow<'a, [u8]>, String>,
     ) {
         let mut refuse = |message: String| self.problems.push(Problem::new(Location::file(Arc::clone(&file)), message));
         if !is_app_id(stem) {
@@ -198,7 +199,9 @@ impl<'a> Reading<'a> {
             return refuse(format!("more than {LISTS_MAX} lists in the folder; put lists together"));
         }
         self.files.insert(stem.to_owned(), Arc::clone(&file));
-        let bytes = match octets(FILE_LEN_MAX.min(self.len_left)) {
+        let len_max = FILE_LEN_MAX.min(self.len_left);
+        let bytes = match octets(len_max) {
+            Ok(bytes) if bytes.len() as u64 > len_max => return refuse(too_long(len_max)),
             Ok(bytes) => bytes,
             Err(message) => return refuse(message),
         };
@@ -277,7 +280,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Reads a file of at most `len_max` octets.
+/// Reads a file, but no more than one octet over `len_max`.
 fn read_file(path: &Path, len_max: u64) -> Result<Vec<u8>, String> {
     let unreadable =
         |error: io::Error| format!("cannot be read: {error}; make it readable or move it out of the folder");
@@ -287,14 +290,15 @@ fn read_file(path: &Path, len_max: u64) -> Result<Vec<u8>, String> {
     }
     let mut bytes = Vec::new();
     File::open(path).and_then(|file| file.take(len_max + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
-    if bytes.len() as u64 > len_max {
-        return Err(if len_max < FILE_LEN_MAX {
-            format!("all lists together have more than {} MiB; take lists out", TOTAL_LEN_MAX >> 20)
-        } else {
-            format!("has more than {} MiB; split it into several apps", FILE_LEN_MAX >> 20)
-        });
-    }
     Ok(bytes)
+}
+
+fn too_long(len_max: u64) -> String {
+    if len_max < FILE_LEN_MAX {
+        format!("all lists together have more than {} MiB; take lists out", TOTAL_LEN_MAX >> 20)
+    } else {
+        format!("has more than {} MiB; split it into several apps", FILE_LEN_MAX >> 20)
+    }
 }
 
 fn is_app_id(stem: &str) -> bool {

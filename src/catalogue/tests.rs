@@ -421,10 +421,16 @@ fn scan(apps: &[Vec<Trigger>], never: &[Name], asked: &Name) -> Vec<(u16, Trigge
 }
 
 fn arb_name() -> impl Strategy<Value = Name> {
-    // Few labels, so that names often meet; some share the first 15 octets.
+    // Few labels, so that names often meet; some share the first 15 octets, some names are long or deep.
     let label =
         prop::sample::select(vec!["a", "b", "c", "long-label-number-1", "long-label-number-2", "long-label-numbe"]);
-    prop::collection::vec(label, 1..=5).prop_map(|labels| Name::parse(&labels.join(".")).unwrap())
+    let few = prop::collection::vec(label, 1..=5);
+    let deep = (1..=40usize, any::<bool>()).prop_map(|(count, is_other)| {
+        let mut labels = vec!["a"; count];
+        labels[0] = if is_other { "b" } else { "a" };
+        labels
+    });
+    prop_oneof![3 => few, 1 => deep].prop_map(|labels| Name::parse(&labels.join(".")).unwrap())
 }
 
 fn arb_trigger() -> impl Strategy<Value = Trigger> {

@@ -81,6 +81,9 @@ fn ask(catalogue: &Catalogue, wires: &[u8], ends: &[u32]) -> usize {
     found
 }
 
+/// Makes the name asked out of a listed one.
+type Form = fn(&str) -> String;
+
 fn find(c: &mut Criterion) {
     let mut group = c.benchmark_group("find");
     group.sample_size(10);
@@ -90,7 +93,7 @@ fn find(c: &mut Criterion) {
         println!("{size} triggers: {} octets a trigger on the heap", catalogue.heap_bytes() / size);
         let mut rng = StdRng::seed_from_u64(SEED);
         let picked: Vec<&String> = (0..ASKED).map(|_| &names[rng.random_range(0..names.len())]).collect();
-        let forms: [(&str, fn(&str) -> String); 4] = [
+        let forms: [(&str, Form); 4] = [
             ("listed", |name| name.to_owned()),
             ("below", |name| format!("edge-7.eu-west.{name}")),
             ("miss", |name| format!("www.not{name}")),
