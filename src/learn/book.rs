@@ -175,10 +175,10 @@ impl Book {
         &self.options
     }
 
-    /// Returns how many addresses are counted under a trigger.
+    /// Returns the counts by trigger.
     #[cfg(test)]
-    pub(super) fn address_count_under(&self, hit: &crate::catalogue::TagApp) -> usize {
-        self.triggers.address_count(&TriggerKey::new(hit))
+    pub(super) fn triggers(&self) -> &Triggers {
+        &self.triggers
     }
 
     fn admit_again(&self, offer: &mut Admitted) {

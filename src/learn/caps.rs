@@ -118,6 +118,12 @@ impl Triggers {
         self.table.get(key).map_or(0, |below| below.address_count)
     }
 
+    /// Returns whether no trigger is counted.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
     /// Returns the names under a trigger that have sightings.
     fn names(&self, key: &TriggerKey) -> impl Iterator<Item = &Name> {
         self.table.get(key).into_iter().flat_map(|below| &below.names).map(|record| record.0.name())
@@ -223,7 +229,7 @@ impl Queues {
     pub(crate) fn tidy(&mut self, count_and_cap: impl Fn(&Scope) -> (usize, usize)) {
         self.table.retain(|scope, queue| {
             let (count, cap) = count_and_cap(scope);
-            count >= cap - cap / 4 && queue.told.len() + queue.unasked.len() <= 4 * count + 1024
+            count > 0 && count >= cap - cap / 4 && queue.told.len() + queue.unasked.len() <= 4 * count + 1024
         });
     }
 }

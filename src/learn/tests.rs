@@ -8,6 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::book::{Admitted, Book};
+use super::caps::TriggerKey;
 use super::metrics::Metrics;
 use super::{Learner, Listing, Offer, Options, Outcome, Reason, start};
 use crate::catalogue::{AppId, Tag, TagApp};
@@ -124,6 +125,8 @@ fn address_leaves_with_its_last_sighting() {
     assert_eq!(bench.addrs(), addrs(&[1]));
     bench.turn(after(1000));
     assert_eq!(bench.addrs(), addrs(&[]));
+    assert!(bench.book.triggers().is_empty(), "nothing is kept of names that are gone");
+    assert!(bench.book.draft().records().is_empty());
 }
 
 fn small() -> Options {
@@ -387,7 +390,7 @@ proptest! {
             for text in NAMES {
                 prop_assert!(draft.address_count(&name(text)) <= options.max_per_name);
                 let trigger = listing(&[]).tag(&name(text)).unwrap();
-                let counted = bench.book.address_count_under(&trigger.apps()[0]);
+                let counted = bench.book.triggers().address_count(&TriggerKey::new(trigger.primary()));
                 prop_assert_eq!(counted, under.get(&*trigger.primary().trigger).copied().unwrap_or(0));
             }
         }

@@ -169,3 +169,57 @@ fn push_until<'a>(all: &mut Aggregate, statics: &mut Peekable<impl Iterator<Item
         all.push(entry.prefix);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{START, addr, draft, entry, record, sighting};
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let mut draft = draft();
+        draft.set_statics(vec![
+            entry("192.0.0.2/32", &["zoom"]),
+            entry("192.0.0.8/29", &["webex"]),
+            entry("2001:db8::/127", &["zoom", "webex"]),
+        ]);
+        for (n, is_v4, app) in [(3, true, "zoom"), (1, true, "zoom"), (9, true, "zoom"), (3, false, "teams")] {
+            draft.insert(sighting(addr(n, is_v4), &record(&format!("n{n}.test"), &[app]), START));
+        }
+        draft.commit(START);
+        draft.reader().snapshot()
+    }
+
+    fn prefixes(which: &Selection) -> Vec<String> {
+        snapshot().prefixes(which).iter().map(Prefix::to_string).collect()
+    }
+
+    #[test]
+    fn members_are_sorted_and_found() {
+        let snapshot = snapshot();
+        let hosts: Vec<IpAddr> = snapshot.hosts().map(Host::addr).collect();
+        assert_eq!(hosts, [addr(1, true), addr(3, true), addr(9, true), addr(3, false)]);
+        assert_eq!((snapshot.host_count(Family::V4), snapshot.host_count(Family::V6)), (3, 1));
+        assert!(snapshot.host(addr(9, true)).is_some() && snapshot.host(addr(9, false)).is_none());
+    }
+
+    #[test]
+    fn selections_choose_by_family_app_and_origin() {
+        let all = Selection::default();
+        assert_eq!(
+            prefixes(&all),
+            ["192.0.0.1/32", "192.0.0.2/31", "192.0.0.8/29", "2001:db8::/127", "2001:db8::3/128"]
+        );
+        let statics = Selection { origin: Some(Origin::Static), ..all.clone() };
+        assert_eq!(prefixes(&statics), ["192.0.0.2/32", "192.0.0.8/29", "2001:db8::/127"]);
+        let learned = Selection { origin: Some(Origin::Learned), family: Some(Family::V4), ..all.clone() };
+        assert_eq!(prefixes(&learned), ["192.0.0.1/32", "192.0.0.3/32", "192.0.0.9/32"]);
+        let webex = Selection { apps: Some(vec![AppId::new("webex")]), ..all.clone() };
+        assert_eq!(prefixes(&webex), ["192.0.0.8/29", "2001:db8::/127"]);
+        let zoom = Selection { apps: Some(vec![AppId::new("zoom"), AppId::new("teams")]), ..all.clone() };
+        assert_eq!(
+            prefixes(&zoom),
+            ["192.0.0.1/32", "192.0.0.2/31", "192.0.0.9/32", "2001:db8::/127", "2001:db8::3/128"]
+        );
+        assert!(prefixes(&Selection { apps: Some(Vec::new()), ..all }).is_empty());
+    }
+}
