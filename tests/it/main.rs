@@ -3,5 +3,7 @@
 mod answers;
 mod harness;
 mod layers;
+mod learning;
+mod reload;
 mod streams;
 mod upstream;
