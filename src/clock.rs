@@ -3,12 +3,17 @@
 //! A [`Timestamp`] counts milliseconds since the Unix epoch as *our* clock sees them: the wall time at start plus
 //! what the monotonic clock has counted since. It never goes back and a stepped system clock does not move it, so
 //! ends stay right while the process lives; it means the same to another process as long as both clocks are set.
-//! Logic takes `now` as an argument. A test uses [`Clock::manual`] and adds to it.
+//! Logic takes `now` as an argument, and a task that waits for an instant asks the clock to wake it. A test uses
+//! [`Clock::manual`] and adds to it; that wakes whoever waited for a moment gone by.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+/// The longest single sleep on the real clock: timers stand still while the machine is suspended.
+const SLEEP_MAX: Duration = Duration::from_millis(500);
 
 /// An instant: milliseconds since the Unix epoch on our own clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,7 +75,7 @@ pub struct Clock(Source);
 #[derive(Clone, Debug)]
 enum Source {
     System { started: Instant, started_millis: u64 },
-    Manual(Arc<AtomicU64>),
+    Manual(Arc<watch::Sender<u64>>),
 }
 
 impl Clock {
@@ -84,21 +89,38 @@ impl Clock {
 
     /// Makes a clock that stands at `now` until [`Clock::advance`] moves it.
     pub fn manual(now: Timestamp) -> Self {
-        Self(Source::Manual(Arc::new(AtomicU64::new(now.0))))
+        Self(Source::Manual(Arc::new(watch::Sender::new(now.0))))
     }
 
     /// Returns this moment; about 25 ns.
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             Source::System { started, started_millis } => Timestamp(*started_millis).after(started.elapsed()),
-            Source::Manual(now) => Timestamp(now.load(Ordering::Relaxed)),
+            Source::Manual(now) => Timestamp(*now.borrow()),
         }
     }
 
     /// Moves a manual clock on, for all its clones; the real clock is left alone.
     pub fn advance(&self, span: Duration) {
         if let Source::Manual(now) = &self.0 {
-            now.fetch_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            now.send_modify(|now| *now = Timestamp(*now).after(span).0);
+        }
+    }
+
+    /// Waits until `end` has come; returns at once if it has. Safe to cancel.
+    pub async fn sleep_until(&self, end: Timestamp) {
+        match &self.0 {
+            Source::System { .. } => loop {
+                let left = end.since(self.now());
+                if left.is_zero() {
+                    return;
+                }
+                tokio::time::sleep(left.min(SLEEP_MAX)).await;
+            },
+            Source::Manual(now) => {
+                // The sender lives in `self`, so it cannot be gone.
+                let _ = now.subscribe().wait_for(|now| *now >= end.0).await;
+            }
         }
     }
 }
@@ -115,6 +137,26 @@ mod tests {
         assert_eq!(twin.now(), Timestamp::from_millis(11_500));
         assert_eq!(twin.now().as_secs_ceil(), 12);
         assert_eq!(twin.now().as_secs(), 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn moving_a_manual_clock_wakes_who_waits_for_that_moment() {
+        let clock = Clock::manual(Timestamp::from_secs(10));
+        let twin = clock.clone();
+        let mut asleep = tokio::spawn(async move { twin.sleep_until(Timestamp::from_secs(12)).await });
+        clock.advance(Duration::from_millis(1999));
+        assert!(tokio::time::timeout(Duration::from_secs(3600), &mut asleep).await.is_err(), "a millisecond early");
+        clock.advance(Duration::from_millis(1));
+        asleep.await.unwrap();
+        clock.sleep_until(Timestamp::from_secs(11)).await;
+    }
+
+    #[tokio::test]
+    async fn system_clock_wakes_on_time() {
+        let clock = Clock::system();
+        let end = clock.now().after(Duration::from_millis(20));
+        clock.sleep_until(end).await;
+        assert!(clock.now() >= end);
     }
 
     #[test]

@@ -10,7 +10,6 @@
 //! matched before one are matched again.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,8 +23,8 @@ pub(super) const QUEUE_LEN_MAX: usize = 3072;
 /// The most offers in one batch: so many take some milliseconds, a small part of the hold.
 const BATCH_LEN_MAX: usize = 1024;
 
-/// The longest sleep. Timers stand still while the machine is suspended, and a manual clock does not wake them.
-const SLEEP_MAX: Duration = Duration::from_millis(500);
+/// When nothing ends: later than any clock shows.
+const NEVER: Timestamp = Timestamp::from_millis(u64::MAX);
 
 /// An offer that waits.
 #[derive(Debug)]
@@ -69,7 +68,7 @@ impl Writer {
     /// Runs until the last handle is gone.
     pub async fn run(mut self) {
         loop {
-            let asleep = tokio::time::sleep(self.until_next_end());
+            let asleep = self.clock.sleep_until(self.book.next_end().unwrap_or(NEVER));
             tokio::select! {
                 biased;
                 Some(reload) = self.reloads.recv() => self.reload(reload),
@@ -80,11 +79,6 @@ impl Writer {
                 () = asleep => self.expire(),
             }
         }
-    }
-
-    fn until_next_end(&self) -> Duration {
-        let next_end = self.book.next_end().map(|end| end.since(self.clock.now()));
-        next_end.map_or(SLEEP_MAX, |wait| wait.min(SLEEP_MAX))
     }
 
     fn batch(&mut self, first: Pending) {

@@ -4,5 +4,7 @@ mod answers;
 mod formats;
 mod harness;
 mod layers;
+mod learning;
+mod reload;
 mod streams;
 mod upstream;
