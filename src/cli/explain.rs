@@ -35,12 +35,7 @@ pub(super) fn run(file: &ConfigFile, args: &ExplainArgs) -> Result<(), Failure> 
         })?;
         serde_json::from_str(&body).map_err(|error| Failure::failed(format!("{url}: no JSON: {error}")))?
     };
-    if args.json {
-        println!("{value:#}");
-    } else {
-        print!("{}", in_words(&value, args.offline));
-    }
-    Ok(())
+    super::print(if args.json { format!("{value:#}\n") } else { in_words(&value, args.offline) })
 }
 
 /// What is to be explained.

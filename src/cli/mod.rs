@@ -3,6 +3,8 @@
 //! Data goes to standard output, talk to standard error. A command ends with 0 (done), 1 (failed) or 2 (usage or
 //! configuration), which is what [`Failure`] carries to `main`.
 
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -159,7 +161,7 @@ impl ConfigFile {
         let path = self.path();
         let config = read_config(path.as_deref())?;
         for warning in &config.not_built {
-            eprintln!("warning: {warning}");
+            tell(format_args!("warning: {warning}"));
         }
         Ok(config)
     }
@@ -173,6 +175,22 @@ fn read_config(path: Option<&Path>) -> Result<Config, Failure> {
         None => Config::without_file(&env),
     }
     .map_err(Failure::usage)
+}
+
+/// Writes data to standard output. A reader that has closed its end (`… | head`) has what it wanted.
+fn print(data: impl AsRef<[u8]>) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(data.as_ref()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line of talk to standard error; where nobody listens it is lost, and that is no reason to stop.
+fn tell(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 impl Cli {

@@ -1,6 +1,5 @@
 //! `greenlane prefixes`: the set of a running greenlane, as its feeds give it.
 
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -32,8 +31,7 @@ pub(super) fn run(file: &ConfigFile, args: &PrefixesArgs) -> Result<(), Failure>
     query.extend(args.app.as_ref().map(|apps| format!("app={}", percent_encoded(apps))));
     query.extend(args.origin.as_ref().map(|origin| format!("origin={}", percent_encoded(origin))));
     let url = format!("{base}/prefixes.{ending}{}{}", if query.is_empty() { "" } else { "?" }, query.join("&"));
-    let body = get(&url)?;
-    std::io::stdout().write_all(body.as_bytes()).map_err(|error| Failure::failed(format!("standard output: {error}")))
+    super::print(get(&url)?)
 }
 
 /// Returns the URL of the configured web listener.

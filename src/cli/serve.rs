@@ -16,7 +16,7 @@ pub(super) fn run(file: &ConfigFile) -> Result<(), Failure> {
     log_to_stderr(&config.log);
     runtime()?.block_on(async {
         let daemon = Daemon::start(config, file.path()).await.map_err(Failure::from)?;
-        eprintln!("{}", daemon.greeting());
+        super::tell(daemon.greeting());
         until_stopped(&daemon).await?;
         daemon.drain().await;
         Ok(())
@@ -34,7 +34,8 @@ pub(super) fn runtime() -> Result<Runtime, Failure> {
 /// Sends the log to standard error. `RUST_LOG`, where it is set, decides over the configured level.
 pub(super) fn log_to_stderr(options: &LogOptions) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(options.level.name()));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that standard error does not take is lost: telling that there would end the task that logged it.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     // A second start in one process keeps the first log; only tests do that.
     let _ = match options.format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
