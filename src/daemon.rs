@@ -78,14 +78,17 @@ pub enum StartError {
     #[error("{0}")]
     Forward(#[from] forward::OptionsError),
     /// A file to export to.
-    #[error("{0}")]
+    #[error("export.file: {0}")]
     Export(#[from] file::CheckError),
 }
 
 impl StartError {
     /// Returns whether the configuration or the lists must change, rather than the host.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Catalogue(_) | Self::NoAddress | Self::Forward(_))
+        matches!(
+            self,
+            Self::Catalogue(_) | Self::NoAddress | Self::Forward(_) | Self::Export(file::CheckError::NoFile(_))
+        )
     }
 }
 
@@ -120,7 +123,7 @@ pub enum ReloadError {
     #[error("{0}")]
     Forward(#[from] forward::OptionsError),
     /// A file to export to.
-    #[error("{0}")]
+    #[error("export.file: {0}")]
     Export(#[from] file::CheckError),
 }
 

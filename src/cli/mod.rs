@@ -86,7 +86,7 @@ struct ExplainArgs {
     #[arg(long)]
     json: bool,
     /// The web listener of the greenlane to ask, if not the configured one
-    #[arg(long, value_name = "URL", conflicts_with = "offline")]
+    #[arg(long, value_name = "URL", value_parser = prefixes::read_url, conflicts_with = "offline")]
     url: Option<String>,
 }
 
@@ -96,16 +96,16 @@ struct PrefixesArgs {
     #[arg(long, value_enum, default_value_t = PrintedFormat::Txt)]
     format: PrintedFormat,
     /// Only this IP version
-    #[arg(long, value_name = "4|6")]
-    family: Option<u8>,
+    #[arg(long, value_name = "4|6", value_parser = ["4", "6"], hide_possible_values = true)]
+    family: Option<String>,
     /// Only these apps, separated by commas
     #[arg(long, value_name = "APP,…")]
     app: Option<String>,
     /// Only static or only learned ones
-    #[arg(long, value_name = "static|learned")]
+    #[arg(long, value_name = "static|learned", value_parser = ["static", "learned"], hide_possible_values = true)]
     origin: Option<String>,
     /// The web listener of the greenlane to ask, if not the configured one
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = prefixes::read_url)]
     url: Option<String>,
 }
 
@@ -202,6 +202,9 @@ impl Cli {
         match self.command {
             None => serve::run(&self.file),
             Some(Command::Serve(file)) => serve::run(&file),
+            Some(Command::Demo(_)) if self.file.config.is_some() => {
+                Err(Failure::usage("--config: the demo reads no configuration file, its flags say all; leave it out"))
+            }
             Some(Command::Demo(args)) => demo::run(&args),
             Some(Command::Check(args)) => check::run(&self.file, &args),
             Some(Command::Explain(args)) => explain::run(&self.file, &args),

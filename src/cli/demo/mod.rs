@@ -12,7 +12,7 @@ use super::ask::{Reply, ask};
 use super::{DemoArgs, Failure, serve};
 use crate::catalogue::Catalogue;
 use crate::config::{Config, Env};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, StartError};
 use crate::forward::{Protocol, Strategy, Upstream};
 use crate::listen::hickory::Zones;
 use crate::listen::{self, Address};
@@ -40,7 +40,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
         let bound = listen::bind(&[loopback]).map_err(Failure::failed)?.remove(0);
         let config = around(config, args, bound.addr)?;
         let tag_code = config.tag.edns_option;
-        let daemon = Daemon::start(config, None).await.map_err(Failure::from)?;
+        let daemon = Daemon::start(config, None).await.map_err(in_terms_of_flags)?;
         let names = listed(&daemon.catalogue());
         let mut zones = Zones::new();
         zones.add(".", &zone::master_file(&names)).map_err(Failure::failed)?;
@@ -55,6 +55,13 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
         drop(upstream);
         Ok(())
     })
+}
+
+/// Tells why nothing was started; where the demo listens, flags say, not keys.
+fn in_terms_of_flags(error: StartError) -> Failure {
+    let failure = Failure::from(error);
+    let message = failure.message.replace("listen.dns", "--dns").replace("listen.web", "--web");
+    Failure { message, ..failure }
 }
 
 /// The configuration of the demo: the defaults, but for where it listens and whom it asks.
