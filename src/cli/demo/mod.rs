@@ -48,8 +48,9 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
         let show = Show { daemon: &daemon, server: daemon.dns()[0], tag_code };
         show.run(&names).await?;
         if !args.once {
+            let signals = serve::Signals::new()?;
             say("\nServing until Ctrl-C.")?;
-            serve::until_stopped(&daemon).await?;
+            signals.until_stopped(&daemon).await?;
         }
         daemon.drain().await;
         drop(upstream);
