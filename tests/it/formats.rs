@@ -60,7 +60,8 @@ fn snapshot(statics: &[&str], hosts: impl IntoIterator<Item = IpAddr>) -> Snapsh
     let apps: Arc<[AppId]> = [AppId::new("zoom")].into();
     let entry = |prefix: &&str| StaticEntry { prefix: prefix.parse().unwrap(), apps: Arc::clone(&apps) };
     draft.set_statics(statics.iter().map(entry).collect());
-    let hit = TagApp { app: AppId::new("zoom"), trigger: "zoom.us".into(), location: Location::file("zones/zoom.list") };
+    let hit =
+        TagApp { app: AppId::new("zoom"), trigger: "zoom.us".into(), location: Location::file("zones/zoom.list") };
     let record = Arc::new(NameRecord::new("zoom.us".parse().unwrap(), Tag::new(vec![hit])));
     let need = Need::new(NOW, Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(300));
     for addr in hosts {
@@ -113,7 +114,8 @@ fn nft_script_replaces_what_was_there_and_leaves_other_tables() {
         return;
     }
     let script = render(Format::Nft, &snapshot(&["198.51.100.0/24"], []));
-    let lines = "nft add table inet greenlane; nft add set inet greenlane static4 '{ type ipv4_addr; flags interval; }';
+    let lines =
+        "nft add table inet greenlane; nft add set inet greenlane static4 '{ type ipv4_addr; flags interval; }';
         nft add element inet greenlane static4 '{ 203.0.113.0/24 }';
         nft -f $0; nft add element inet greenlane_feed bypass4 '{ 192.0.2.0/24 }'; nft -f $0;
         nft -j list table inet greenlane_feed; echo; nft list table inet greenlane >&2;
@@ -132,7 +134,8 @@ fn ipset_script_loads_twice_and_holds_the_set() {
         let loaded = in_namespace(&script, "ipset restore <$0; ipset restore <$0; ipset save");
         let mut expected = expected(&snapshot);
         if state == "whole" {
-            expected = ["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"].iter().map(|text| text.parse().unwrap()).collect();
+            expected =
+                ["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"].iter().map(|text| text.parse().unwrap()).collect();
         }
         assert_eq!(ipset_elements(&loaded), expected, "{state}");
     }

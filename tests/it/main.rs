@@ -1,6 +1,8 @@
 //! The whole of greenlane from outside: the built binary, real sockets of loopback, scripted upstreams.
 
 mod answers;
+mod commands;
+mod formats;
 mod harness;
 mod layers;
 mod streams;
