@@ -78,14 +78,17 @@ pub enum StartError {
     #[error("{0}")]
     Forward(#[from] forward::OptionsError),
     /// A file to export to.
-    #[error("{0}")]
+    #[error("export.file: {0}")]
     Export(#[from] file::CheckError),
 }
 
 impl StartError {
     /// Returns whether the configuration or the lists must change, rather than the host.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Catalogue(_) | Self::NoAddress | Self::Forward(_))
+        matches!(
+            self,
+            Self::Catalogue(_) | Self::NoAddress | Self::Forward(_) | Self::Export(file::CheckError::NoFile(_))
+        )
     }
 }
 
@@ -120,7 +123,7 @@ pub enum ReloadError {
     #[error("{0}")]
     Forward(#[from] forward::OptionsError),
     /// A file to export to.
-    #[error("{0}")]
+    #[error("export.file: {0}")]
     Export(#[from] file::CheckError),
 }
 
@@ -244,14 +247,8 @@ impl Daemon {
     pub fn greeting(&self) -> String {
         let dns: Vec<String> = self.dns.iter().map(SocketAddr::to_string).collect();
         let web = self.web.map_or_else(|| "off".to_owned(), |addr| format!("http://{addr}/"));
-        let catalogue = self.catalogue();
-        format!(
-            "greenlane {}: DNS on {} (UDP and TCP), web on {web}, {} apps with {} triggers",
-            env!("CARGO_PKG_VERSION"),
-            dns.join(", "),
-            catalogue.apps().len(),
-            catalogue.trigger_count(),
-        )
+        let (version, dns, lists) = (env!("CARGO_PKG_VERSION"), dns.join(", "), counted(&self.catalogue()));
+        format!("greenlane {version}: DNS on {dns} (UDP and TCP), web on {web}, {lists}")
     }
 
     /// Reads configuration and lists again and puts both in force, or neither. Says so once, either way.
@@ -278,15 +275,10 @@ impl Daemon {
     }
 
     fn tell(&self, result: Result<u64, ReloadError>) {
-        let catalogue = self.catalogue();
         match result {
             Ok(generation) => {
                 self.meter.reloads.with_label_values(&["done"]).inc();
-                tracing::info!(
-                    "reloaded as generation {generation}: {} apps with {} triggers",
-                    catalogue.apps().len(),
-                    catalogue.trigger_count()
-                );
+                tracing::info!("reloaded as generation {generation}: {}", counted(&self.catalogue()));
             }
             Err(error) => {
                 self.meter.reloads.with_label_values(&["failed"]).inc();
@@ -454,6 +446,12 @@ impl Meter {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self { reloads, triggers }
     }
+}
+
+/// Says how much a catalogue holds.
+fn counted(catalogue: &Catalogue) -> String {
+    let of = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    format!("{} with {}", of(catalogue.apps().len(), "app"), of(catalogue.trigger_count(), "trigger"))
 }
 
 /// Returns today's date in UTC, for review dates.

@@ -15,6 +15,5 @@ pub(super) fn run(file: &ConfigFile, args: &CheckArgs) -> Result<(), Failure> {
         let noun = if count == 1 { "error" } else { "errors" };
         Failure::failed(format!("{problems}\n{count} {noun} in {}", options.path.display()))
     })?;
-    print!("{}", catalogue::report(&loaded));
-    Ok(())
+    super::print(catalogue::report(&loaded).to_string())
 }

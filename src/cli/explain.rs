@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::daemon::{listing, today};
 use crate::learn;
 use crate::metrics::Registry;
+use crate::prefix::Prefix;
 use crate::web::{Hooks, explain};
 
 /// Explains and prints.
@@ -25,7 +26,7 @@ pub(super) fn run(file: &ConfigFile, args: &ExplainArgs) -> Result<(), Failure> 
         offline(&what, loaded.catalogue, config.learn)
     } else {
         let base = match &args.url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
+            Some(url) => url.clone(),
             None => base_url(&file.load()?)?,
         };
         let url = format!("{base}/explain?{}={}", what.key(), percent_encoded(&args.what));
@@ -35,12 +36,7 @@ pub(super) fn run(file: &ConfigFile, args: &ExplainArgs) -> Result<(), Failure> 
         })?;
         serde_json::from_str(&body).map_err(|error| Failure::failed(format!("{url}: no JSON: {error}")))?
     };
-    if args.json {
-        println!("{value:#}");
-    } else {
-        print!("{}", in_words(&value, args.offline));
-    }
-    Ok(())
+    super::print(if args.json { format!("{value:#}\n") } else { in_words(&value, args.offline) })
 }
 
 /// What is to be explained.
@@ -54,9 +50,16 @@ impl Subject {
         if let Ok(addr) = explain::read_address(text) {
             return Ok(Self::Address(addr));
         }
+        // As a name it would be explained, too: as one that no list has.
+        let found = text.escape_debug();
+        if text.parse::<Prefix>().is_ok() {
+            return Err(Failure::usage(format!(
+                "`{found}`: expected one address, found a prefix; leave the length out"
+            )));
+        }
         explain::read_name(text)
             .map(Self::Name)
-            .map_err(|error| Failure::usage(format!("`{}`: {error}", text.escape_default())))
+            .map_err(|error| Failure::usage(format!("`{found}`: {error}, expected a domain name or an IP address")))
     }
 
     fn key(&self) -> &'static str {

@@ -3,6 +3,8 @@
 //! Data goes to standard output, talk to standard error. A command ends with 0 (done), 1 (failed) or 2 (usage or
 //! configuration), which is what [`Failure`] carries to `main`.
 
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -84,7 +86,7 @@ struct ExplainArgs {
     #[arg(long)]
     json: bool,
     /// The web listener of the greenlane to ask, if not the configured one
-    #[arg(long, value_name = "URL", conflicts_with = "offline")]
+    #[arg(long, value_name = "URL", value_parser = prefixes::read_url, conflicts_with = "offline")]
     url: Option<String>,
 }
 
@@ -94,16 +96,16 @@ struct PrefixesArgs {
     #[arg(long, value_enum, default_value_t = PrintedFormat::Txt)]
     format: PrintedFormat,
     /// Only this IP version
-    #[arg(long, value_name = "4|6")]
-    family: Option<u8>,
+    #[arg(long, value_name = "4|6", value_parser = ["4", "6"], hide_possible_values = true)]
+    family: Option<String>,
     /// Only these apps, separated by commas
     #[arg(long, value_name = "APP,…")]
     app: Option<String>,
     /// Only static or only learned ones
-    #[arg(long, value_name = "static|learned")]
+    #[arg(long, value_name = "static|learned", value_parser = ["static", "learned"], hide_possible_values = true)]
     origin: Option<String>,
     /// The web listener of the greenlane to ask, if not the configured one
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = prefixes::read_url)]
     url: Option<String>,
 }
 
@@ -159,7 +161,7 @@ impl ConfigFile {
         let path = self.path();
         let config = read_config(path.as_deref())?;
         for warning in &config.not_built {
-            eprintln!("warning: {warning}");
+            tell(format_args!("warning: {warning}"));
         }
         Ok(config)
     }
@@ -175,6 +177,22 @@ fn read_config(path: Option<&Path>) -> Result<Config, Failure> {
     .map_err(Failure::usage)
 }
 
+/// Writes data to standard output. A reader that has closed its end (`… | head`) has what it wanted.
+fn print(data: impl AsRef<[u8]>) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(data.as_ref()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line of talk to standard error; where nobody listens it is lost, and that is no reason to stop.
+fn tell(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 impl Cli {
     /// Runs the command.
     ///
@@ -184,6 +202,9 @@ impl Cli {
         match self.command {
             None => serve::run(&self.file),
             Some(Command::Serve(file)) => serve::run(&file),
+            Some(Command::Demo(_)) if self.file.config.is_some() => {
+                Err(Failure::usage("--config: the demo reads no configuration file, its flags say all; leave it out"))
+            }
             Some(Command::Demo(args)) => demo::run(&args),
             Some(Command::Check(args)) => check::run(&self.file, &args),
             Some(Command::Explain(args)) => explain::run(&self.file, &args),

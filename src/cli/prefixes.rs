@@ -1,8 +1,9 @@
 //! `greenlane prefixes`: the set of a running greenlane, as its feeds give it.
 
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+use ureq::http::Uri;
 
 use super::{ConfigFile, Failure, PrefixesArgs, PrintedFormat};
 use crate::config::Config;
@@ -24,16 +25,26 @@ pub(super) fn run(file: &ConfigFile, args: &PrefixesArgs) -> Result<(), Failure>
         PrintedFormat::Rsc => "rsc",
     };
     let base = match &args.url {
-        Some(url) => url.trim_end_matches('/').to_owned(),
+        Some(url) => url.clone(),
         None => base_url(&file.load()?)?,
     };
     let mut query = Vec::new();
-    query.extend(args.family.map(|family| format!("family={family}")));
+    query.extend(args.family.as_ref().map(|family| format!("family={family}")));
     query.extend(args.app.as_ref().map(|apps| format!("app={}", percent_encoded(apps))));
     query.extend(args.origin.as_ref().map(|origin| format!("origin={}", percent_encoded(origin))));
     let url = format!("{base}/prefixes.{ending}{}{}", if query.is_empty() { "" } else { "?" }, query.join("&"));
-    let body = get(&url)?;
-    std::io::stdout().write_all(body.as_bytes()).map_err(|error| Failure::failed(format!("standard output: {error}")))
+    super::print(get(&url)?)
+}
+
+/// Reads the URL of a web listener; returns it without a slash at its end.
+pub(super) fn read_url(text: &str) -> Result<String, &'static str> {
+    let is_base = |uri: &Uri| {
+        uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()) && uri.path() == "/"
+    };
+    match text.parse::<Uri>() {
+        Ok(uri) if is_base(&uri) && uri.query().is_none() => Ok(text.trim_end_matches('/').to_owned()),
+        _ => Err("expected http://ADDRESS:PORT, such as http://127.0.0.1:8053"),
+    }
 }
 
 /// Returns the URL of the configured web listener.
@@ -64,7 +75,13 @@ pub(super) fn get(url: &str) -> Result<String, Failure> {
     let mut response = agent.get(url).call().map_err(unreachable)?;
     let status = response.status();
     let body = response.body_mut().with_config().limit(BODY_BYTES_MAX).read_to_string().map_err(unreachable)?;
-    if status.is_success() { Ok(body) } else { Err(Failure::failed(format!("{url}: {status}: {}", body.trim_end()))) }
+    if status.is_success() { Ok(body) } else { Err(Failure::failed(format!("{url}: {status}: {}", first_line(&body)))) }
+}
+
+/// Returns the first line of what a server says, cut and escaped: it may be any server.
+fn first_line(body: &str) -> String {
+    const SHOWN_MAX: usize = 200;
+    body.lines().next().unwrap_or_default().chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect()
 }
 
 /// The same from asynchronous code.

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{ConfigFile, Failure};
@@ -15,9 +15,11 @@ pub(super) fn run(file: &ConfigFile) -> Result<(), Failure> {
     let config = file.load()?;
     log_to_stderr(&config.log);
     runtime()?.block_on(async {
+        // Before the greeting: whoever reads it may signal at once, and must not end us without a drain.
+        let signals = Signals::new()?;
         let daemon = Daemon::start(config, file.path()).await.map_err(Failure::from)?;
-        eprintln!("{}", daemon.greeting());
-        until_stopped(&daemon).await?;
+        super::tell(daemon.greeting());
+        signals.until_stopped(&daemon).await?;
         daemon.drain().await;
         Ok(())
     })
@@ -34,7 +36,8 @@ pub(super) fn runtime() -> Result<Runtime, Failure> {
 /// Sends the log to standard error. `RUST_LOG`, where it is set, decides over the configured level.
 pub(super) fn log_to_stderr(options: &LogOptions) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(options.level.name()));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that standard error does not take is lost: telling that there would end the task that logged it.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     // A second start in one process keeps the first log; only tests do that.
     let _ = match options.format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
@@ -42,19 +45,34 @@ pub(super) fn log_to_stderr(options: &LogOptions) {
     };
 }
 
-/// Waits for SIGINT or SIGTERM, reloading at each SIGHUP; also ends if a part of the daemon that must run has ended.
-pub(super) async fn until_stopped(daemon: &Daemon) -> Result<(), Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("listening for signals: {error}")));
-    let mut hangup = listen(SignalKind::hangup())?;
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => daemon.reload().await,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            Stopped(part) = daemon.stopped() => {
-                return Err(Failure::failed(format!("{part} ended by itself; this is a mistake in greenlane")));
+/// The signals that the daemon is told by; from the moment this is made they are kept until somebody waits.
+pub(super) struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Listens from now on.
+    pub(super) fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("listening for signals: {error}")));
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for SIGINT or SIGTERM, reloading at each SIGHUP; also ends if a part that must run has ended.
+    pub(super) async fn until_stopped(mut self, daemon: &Daemon) -> Result<(), Failure> {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => daemon.reload().await,
+                _ = self.terminate.recv() => return Ok(()),
+                _ = self.interrupt.recv() => return Ok(()),
+                Stopped(part) = daemon.stopped() => {
+                    return Err(Failure::failed(format!("{part} ended by itself; this is a mistake in greenlane")));
+                }
             }
         }
     }

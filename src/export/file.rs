@@ -52,7 +52,7 @@ pub struct Options {
 #[derive(Debug, Error)]
 pub enum CheckError {
     /// The path ends in `/` or `..`, or is a folder.
-    #[error("`{0}` is no path of a file")]
+    #[error("`{0}` is no path of a file; name a file in a folder that exists")]
     NoFile(PathBuf),
     /// The folder is missing or cannot be looked at.
     #[error("the folder `{folder}` cannot be used: {source}; create it first")]
@@ -63,7 +63,9 @@ pub enum CheckError {
         source: io::Error,
     },
     /// Files cannot be made in the folder.
-    #[error("the folder `{folder}` cannot be written to: {source}")]
+    #[error(
+        "the folder `{folder}` cannot be written to: {source}; let greenlane write there, or choose another folder"
+    )]
     Unwritable {
         /// The folder.
         folder: PathBuf,

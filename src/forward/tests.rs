@@ -61,7 +61,7 @@ fn question(name: &str, qtype: u16) -> Question {
 /// Returns the address in an answer's first A record.
 fn first_a(walked: &Walked) -> [u8; 4] {
     match walked.facts.addresses.first().map(|sighted| sighted.addr) {
-        Some(std::net::IpAddr::V4(addr)) => addr.octets(),
+        Some(IpAddr::V4(addr)) => addr.octets(),
         other => panic!("no address in {other:?}"),
     }
 }

@@ -3,10 +3,13 @@
 //! [`Setup`] writes a configuration and lists into a folder of its own and starts the built binary there; the ports
 //! are read from the line that it greets with. Dropping a [`Greenlane`] ends that process and no other.
 
+#![allow(unreachable_pub, reason = "the modules beside it use it; a test binary has nothing to reach it from")]
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -108,7 +111,8 @@ impl Setup {
             }
         });
         let none = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut started = Greenlane { child, dns: none, web: none, folder, log };
+        let client = Client { dns: none, web: none };
+        let mut started = Greenlane { child, client, folder, log };
         started.read_ports().await;
         started
     }
@@ -124,12 +128,26 @@ pub fn greenlane() -> Command {
 /// A running greenlane.
 pub struct Greenlane {
     child: Child,
+    client: Client,
+    folder: TempDir,
+    log: Arc<Mutex<String>>,
+}
+
+/// Somebody who asks a greenlane, whoever started it.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
     /// Where it answers DNS.
     pub dns: SocketAddr,
     /// Where it serves the set.
     pub web: SocketAddr,
-    folder: TempDir,
-    log: Arc<Mutex<String>>,
+}
+
+impl Deref for Greenlane {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
 }
 
 impl Drop for Greenlane {
@@ -157,8 +175,8 @@ impl Greenlane {
                 Some((dns, web))
             })
             .await;
-        self.dns = started.0;
-        self.web = started.1.unwrap_or(self.web);
+        self.client.dns = started.0;
+        self.client.web = started.1.unwrap_or(self.client.web);
     }
 
     /// What it wrote to standard error so far.
@@ -197,7 +215,9 @@ impl Greenlane {
         }
         panic!("waited in vain; the log says:\n{}", self.log());
     }
+}
 
+impl Client {
     /// Asks over UDP with EDNS.
     pub async fn ask(&self, name: &str, rtype: RecordType) -> Message {
         let reply = self.udp(&question(name, rtype).to_vec().unwrap()).await.expect("an answer");
@@ -271,6 +291,19 @@ impl Greenlane {
         let found = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse().ok());
         found.unwrap_or(0.0)
     }
+
+    /// Waits until a metric line has a value that `is_it` takes.
+    pub async fn until_metric(&self, line: &str, is_it: impl Fn(f64) -> bool) {
+        let mut value = f64::NAN;
+        for _ in 0..PATIENCE.as_millis() / 20 {
+            value = self.metric(line).await;
+            if is_it(value) {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        panic!("waited in vain: {line} is {value}");
+    }
 }
 
 /// A page that came back.
@@ -278,6 +311,8 @@ impl Greenlane {
 pub struct Page {
     pub status: u16,
     headers: Vec<(String, String)>,
+    /// The body as it came, and as text.
+    pub octets: Vec<u8>,
     pub body: String,
 }
 
@@ -296,7 +331,7 @@ impl Page {
         let is_chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
         let rest = &octets[end + 4..];
         let body = if is_chunked { unchunked(rest) } else { rest.to_vec() };
-        Self { status, headers, body: String::from_utf8_lossy(&body).into_owned() }
+        Self { status, headers, body: String::from_utf8_lossy(&body).into_owned(), octets: body }
     }
 
     /// A header's value.

@@ -12,7 +12,7 @@ use super::ask::{Reply, ask};
 use super::{DemoArgs, Failure, serve};
 use crate::catalogue::Catalogue;
 use crate::config::{Config, Env};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, StartError};
 use crate::forward::{Protocol, Strategy, Upstream};
 use crate::listen::hickory::Zones;
 use crate::listen::{self, Address};
@@ -40,7 +40,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
         let bound = listen::bind(&[loopback]).map_err(Failure::failed)?.remove(0);
         let config = around(config, args, bound.addr)?;
         let tag_code = config.tag.edns_option;
-        let daemon = Daemon::start(config, None).await.map_err(Failure::from)?;
+        let daemon = Daemon::start(config, None).await.map_err(in_terms_of_flags)?;
         let names = listed(&daemon.catalogue());
         let mut zones = Zones::new();
         zones.add(".", &zone::master_file(&names)).map_err(Failure::failed)?;
@@ -48,13 +48,21 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
         let show = Show { daemon: &daemon, server: daemon.dns()[0], tag_code };
         show.run(&names).await?;
         if !args.once {
-            println!("\nServing until Ctrl-C.");
-            serve::until_stopped(&daemon).await?;
+            let signals = serve::Signals::new()?;
+            say("\nServing until Ctrl-C.")?;
+            signals.until_stopped(&daemon).await?;
         }
         daemon.drain().await;
         drop(upstream);
         Ok(())
     })
+}
+
+/// Tells why nothing was started; where the demo listens, flags say, not keys.
+fn in_terms_of_flags(error: StartError) -> Failure {
+    let failure = Failure::from(error);
+    let message = failure.message.replace("listen.dns", "--dns").replace("listen.web", "--web");
+    Failure { message, ..failure }
 }
 
 /// The configuration of the demo: the defaults, but for where it listens and whom it asks.
@@ -79,6 +87,11 @@ fn listed(catalogue: &Catalogue) -> Vec<Name> {
     names
 }
 
+/// Prints one line of the show.
+fn say(line: impl std::fmt::Display) -> Result<(), Failure> {
+    super::print(format!("{line}\n"))
+}
+
 struct Show<'a> {
     daemon: &'a Daemon,
     server: SocketAddr,
@@ -89,23 +102,22 @@ impl Show<'_> {
     async fn run(&self, names: &[Name]) -> Result<(), Failure> {
         let catalogue = self.daemon.catalogue();
         let count = |of: fn(&crate::catalogue::App) -> usize| catalogue.apps().iter().map(of).sum::<usize>();
-        println!(
+        say(format_args!(
             "greenlane demo: {} apps, {} names, {} prefixes; DNS on {}, everything on loopback\n",
             catalogue.apps().len(),
             names.len(),
             count(|app| app.prefix_count),
             self.server
-        );
-        println!("  {:<4}{:<6} {:<34} {:<38} {:<26} set", "via", "type", "question", "answer", "tag");
+        ))?;
+        say(format_args!("  {:<4}{:<6} {:<34} {:<38} {:<26} set", "via", "type", "question", "answer", "tag"))?;
         for (transport, name, rtype) in questions(names) {
             let reply = self.ask(transport, &name, rtype).await?;
-            self.row(transport, &name, rtype, &reply);
+            self.row(transport, &name, rtype, &reply)?;
         }
         self.fill(names).await?;
-        self.totals(&catalogue);
+        self.totals(&catalogue)?;
         self.prefixes().await?;
-        self.by_hand();
-        Ok(())
+        self.by_hand()
     }
 
     async fn ask(&self, transport: Transport, name: &str, rtype: RecordType) -> Result<Reply, Failure> {
@@ -114,7 +126,7 @@ impl Show<'_> {
             .map_err(|error| Failure::failed(format!("asking {} for {name} {rtype}: {error}", self.server)))
     }
 
-    fn row(&self, transport: Transport, name: &str, rtype: RecordType, reply: &Reply) {
+    fn row(&self, transport: Transport, name: &str, rtype: RecordType, reply: &Reply) -> Result<(), Failure> {
         let via = match transport {
             Transport::Udp => "udp",
             Transport::Tcp => "tcp",
@@ -131,7 +143,7 @@ impl Show<'_> {
             Some(text) => text.replace("app=", "").replace(";match=", ": ").replace(";also=", ", also "),
             None => "-".to_owned(),
         };
-        println!("  {via:<4}{:<6} {name:<34} {answer:<38} {tag:<26} {}", rtype.to_string(), self.size());
+        say(format_args!("  {via:<4}{:<6} {name:<34} {answer:<38} {tag:<26} {}", rtype.to_string(), self.size()))
     }
 
     /// How many addresses are learned.
@@ -152,16 +164,15 @@ impl Show<'_> {
                 reply?;
             }
         }
-        println!(
+        say(format_args!(
             "\n  … and A and AAAA of all {} names: {before} ▶ {} addresses in the set\n",
             names.len(),
             self.size()
-        );
-        Ok(())
+        ))
     }
 
     /// Learned addresses by app.
-    fn totals(&self, catalogue: &Catalogue) {
+    fn totals(&self, catalogue: &Catalogue) -> Result<(), Failure> {
         let snapshot = self.daemon.learner().reader().snapshot();
         let mut learned: BTreeMap<String, usize> = BTreeMap::new();
         for host in snapshot.hosts() {
@@ -169,11 +180,12 @@ impl Show<'_> {
                 *learned.entry(app.to_string()).or_default() += 1;
             }
         }
-        println!("  {:<20} {:>8} {:>9} {:>8}", "app", "triggers", "prefixes", "learned");
+        say(format_args!("  {:<20} {:>8} {:>9} {:>8}", "app", "triggers", "prefixes", "learned"))?;
         for app in catalogue.apps() {
             let learned = learned.get(app.id.as_str()).copied().unwrap_or(0);
-            println!("  {:<20} {:>8} {:>9} {learned:>8}", app.id.as_str(), app.name_count, app.prefix_count);
+            say(format_args!("  {:<20} {:>8} {:>9} {learned:>8}", app.id.as_str(), app.name_count, app.prefix_count))?;
         }
+        Ok(())
     }
 
     /// What a firewall would read.
@@ -182,22 +194,22 @@ impl Show<'_> {
         let url = format!("http://{web}/prefixes.txt");
         let body = super::prefixes::fetch(&url).await?;
         let lines: Vec<&str> = body.lines().collect();
-        println!("\n  {url}: {} prefixes, aggregated without loss", lines.len());
+        say(format_args!("\n  {url}: {} prefixes, aggregated without loss", lines.len()))?;
         for line in lines.iter().take(PREFIXES_SHOWN) {
-            println!("    {line}");
+            say(format_args!("    {line}"))?;
         }
         if let Some(more) = lines.len().checked_sub(PREFIXES_SHOWN).filter(|&more| more > 0) {
-            println!("    … and {more} more");
+            say(format_args!("    … and {more} more"))?;
         }
         Ok(())
     }
 
     /// What to try next.
-    fn by_hand(&self) {
+    fn by_hand(&self) -> Result<(), Failure> {
         let (ip, port) = (self.server.ip(), self.server.port());
-        println!("\n  Try it by hand:");
-        println!("    dig @{ip} -p {port} zoom.us            # the tag shows as an extended error (EDE)");
-        println!("    dig @{ip} -p {port} www.example.com    # no tag: not listed, not learned");
+        say("\n  Try it by hand:")?;
+        say(format_args!("    dig @{ip} -p {port} zoom.us            # the tag shows as an extended error (EDE)"))?;
+        say(format_args!("    dig @{ip} -p {port} www.example.com    # no tag: not listed, not learned"))?;
         if let Some(web) = self.daemon.web() {
             for path in [
                 "prefixes.txt?family=4",
@@ -206,9 +218,10 @@ impl Show<'_> {
                 "explain?address=198.18.0.1",
                 "metrics",
             ] {
-                println!("    curl 'http://{web}/{path}'");
+                say(format_args!("    curl 'http://{web}/{path}'"))?;
             }
         }
+        Ok(())
     }
 }
 
