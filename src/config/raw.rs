@@ -233,6 +233,9 @@ impl<'a> Document<'a> {
         let (what, expected) = error.message().split_once(", expected ").unwrap_or_else(|| (error.message(), ""));
         let (what, found, expected) = match (what, expected) {
             (UNQUOTED, _) if typed.is_empty() => ("no value after `=`", String::new(), String::new()),
+            (UNQUOTED, _) if is_like_flag(typed) => {
+                ("a flag is one of two words", format!("`{typed}`"), "true or false".to_owned())
+            }
             (UNQUOTED, _) => ("text stands in quotes", format!("`{}`", unquoted(typed)), quoted(typed)),
             (what, expected) => {
                 let found = if typed.is_empty() { String::new() } else { format!("`{}`", unquoted(typed)) };
@@ -241,6 +244,11 @@ impl<'a> Document<'a> {
         };
         faults.push(self.text.locate(span.start), "", Fault::Syntax { what: what.to_owned(), found, expected });
     }
+}
+
+/// Returns whether a word is a flag elsewhere; TOML has `true` and `false` only.
+fn is_like_flag(word: &str) -> bool {
+    ["yes", "no", "on", "off"].iter().any(|flag| flag.eq_ignore_ascii_case(word))
 }
 
 /// Returns what [`quoted`] does without the quotes.

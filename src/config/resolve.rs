@@ -6,12 +6,12 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::error::{Fault, Faults, First};
+use super::error::{Fault, Faults, First, quoted};
 use super::key::{AnyKey, State, Unset};
 use super::raw::{At, Entries, Raw};
 use super::units::print_duration;
 use super::{Config, LogOptions, TagOptions, table, upstream};
-use crate::forward::{Protocol, Route, Upstream};
+use crate::forward::{Route, Upstream};
 use crate::prefix::Prefix;
 use crate::source::{Located, Location, Problem};
 use crate::{cache, catalogue, export, forward, learn, listen, web};
@@ -186,8 +186,7 @@ fn check_upstreams(key: &str, upstreams: &[Located<Upstream>], listen: &listen::
     let mut seen = Vec::new();
     for at in upstreams {
         check_once(key, &mut seen, at.clone(), upstream::print, faults);
-        let is_plain = matches!(at.value.protocol, Protocol::Udp | Protocol::Tcp);
-        let ourselves = listen.dns.iter().find(|ours| is_plain && is_reached(ours.addr, at.value.addr));
+        let ourselves = listen.dns.iter().find(|ours| is_reached(ours.addr, at.value.addr));
         if let Some(ours) = ourselves {
             let fault = Fault::Circle { upstream: upstream::print(&at.value), listening: ours.addr.to_string() };
             faults.push(at.location.clone(), key, fault);
@@ -306,7 +305,13 @@ fn export_files(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Vec<export
             continue;
         };
         let path = Located::new(start_at(folder, path.value), path.location);
-        check_once(table::FILE_PATH.spec.path, &mut paths, path.clone(), |path| path.display().to_string(), faults);
+        check_once(
+            table::FILE_PATH.spec.path,
+            &mut paths,
+            path.clone(),
+            |path| quoted(&path.display().to_string()),
+            faults,
+        );
         files.push(export::file::Options { path: path.value, format, on_change: command(folder, on_change) });
     }
     files

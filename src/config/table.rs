@@ -25,7 +25,6 @@ use Unset::{Absent, Default, Required};
 macro_rules! keys {
     ($(#[doc = $doc:literal] $id:ident: $type:ty = $path:literal, $state:expr, $unset:expr, |$item:ident, $faults:ident| $read:expr;)*) => {
         $(
-            #[doc = $doc]
             pub(super) static $id: Key<$type> =
                 Key { spec: Spec { path: $path, unset: $unset, state: $state, doc: $doc }, read: |$item, $faults| $read };
         )*
