@@ -1,6 +1,6 @@
 //! The variables that override the file.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 /// What the name of each of our variables begins with.
 pub(super) const PREFIX: &str = "GREENLANE__";
@@ -31,7 +31,7 @@ impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Env {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
         let mut ours: Vec<(String, OsString)> = variables
             .into_iter()
-            .map(|(name, value)| (name.into().to_string_lossy().into_owned(), value.into()))
+            .map(|(name, value)| (printable(&name.into()), value.into()))
             .filter(|(name, _)| name.starts_with(PREFIX))
             .collect();
         ours.reverse();
@@ -39,6 +39,11 @@ impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Env {
         ours.dedup_by(|later, kept| later.0 == kept.0);
         Self(ours)
     }
+}
+
+/// Makes a name that can be printed: what is no text or a control character is replaced.
+fn printable(name: &OsStr) -> String {
+    name.to_string_lossy().replace(char::is_control, "\u{fffd}")
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::catalogue::AppId;
 use crate::export::format::Format;
 use crate::forward::Upstream;
 use crate::name::Name;
-use crate::prefix::{Family, Prefix};
+use crate::prefix::{Family, Prefix, PrefixError};
 use crate::source::Located;
 
 /// The longest span of DNS: 31 bits of seconds (RFC 2181 §8).
@@ -158,7 +158,7 @@ impl Item<'_> {
 
     /// Reads a path as it stands; the caller knows which folder it starts at.
     pub(super) fn path(&self, faults: &mut Faults) -> Option<PathBuf> {
-        self.text("a path", faults).map(PathBuf::from)
+        self.printable("a path", faults).map(PathBuf::from)
     }
 
     /// Reads a path, with its place.
@@ -168,13 +168,17 @@ impl Item<'_> {
 
     /// Reads one line of text that is not empty.
     pub(super) fn line(&self, faults: &mut Faults) -> Option<String> {
-        let expected = "one line of text";
-        let line = self.text(expected, faults)?;
-        if line.chars().any(char::is_control) {
+        self.printable("one line of text", faults).map(str::to_owned)
+    }
+
+    /// Reads a text that is not empty and holds no control characters.
+    fn printable(&self, expected: &str, faults: &mut Faults) -> Option<&str> {
+        let text = self.text(expected, faults)?;
+        if text.chars().any(char::is_control) {
             self.unexpected(expected, faults);
             return None;
         }
-        Some(line.to_owned())
+        Some(text)
     }
 
     /// Reads a command: program and arguments, no shell. Empty for none.
@@ -248,7 +252,16 @@ impl Item<'_> {
 
     /// Reads a prefix without host bits; a bare address is a host prefix.
     fn prefix(&self, faults: &mut Faults) -> Option<Prefix> {
-        self.checked("a prefix such as \"198.51.100.0/24\"", faults, |text| Ok(text.parse()?))
+        let expected = "a prefix such as \"198.51.100.0/24\" or \"2001:db8:1::/48\"";
+        self.checked(expected, faults, |text| {
+            text.parse().map_err(|error| match error {
+                // The text may hold anything, so it is quoted; in the other errors it has been understood.
+                PrefixError::Malformed(found) => {
+                    Fault::Unexpected { expected: expected.to_owned(), found: quoted(&found) }
+                }
+                understood => Fault::Prefix(understood),
+            })
+        })
     }
 
     /// Reads prefixes, in their order.

@@ -312,6 +312,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "2:9: learn.never: expected a list of prefixes such as [\"198.51.100.0/24\"], found \"10.0.0.0/8\"",
     ),
     (
+        "[learn]\nnever = [\"10.0.0.0/33\"]",
+        "2:10: learn.never: prefix length 33 is too long, at most 32 for this family",
+    ),
+    (
         "[learn]\nnat64 = [\"64:ff9b::/64\"]",
         "2:10: learn.nat64: expected an IPv6 prefix of 96 bits such as \"64:ff9b::/96\", found \"64:ff9b::/64\"",
     ),
@@ -397,11 +401,11 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[export.file]]\npath = \"x\"\n[[export.file]]\npath = \"x\"",
-        "4:8: export.file.path: x stands already at config.toml:2:8, expected it once",
+        "4:8: export.file.path: \"x\" stands already at config.toml:2:8, expected it once",
     ),
     // Syntax.
     ("[learn]\nhold = 100ms", "2:8: TOML: text stands in quotes, found `100ms`, expected \"100ms\""),
-    ("[cache]\nprefetch = True", "2:12: TOML: a flag is one of two words, found `True`, expected true or false"),
+    ("[cache]\nprefetch = yes", "2:12: TOML: a flag is one of two words, found `yes`, expected true or false"),
     ("[learn]\nhold =\n", "2:7: TOML: no value after `=`"),
     ("[learn\n", "1:7: TOML: unclosed table, expected `]`"),
     ("[learn]\nhold", "2:5: TOML: key with no value, expected `=`"),
@@ -588,6 +592,27 @@ fn every_key_is_checked_for_its_type() {
 }
 
 #[test]
+fn hostile_text_never_breaks_a_message() {
+    const HOSTILE: &str = "\\u001b[2Ja\\n\\\"\\u202e";
+    for spec in KEYS.iter().map(|key| key.spec()) {
+        let header = match find_table(spec.table()).unwrap().shape {
+            Shape::Once => format!("[{}]", spec.table()),
+            Shape::Many => format!("[[{}]]", spec.table()),
+        };
+        for value in [format!("\"{HOSTILE}\""), format!("[\"{HOSTILE}\"]"), format!("{{\"{HOSTILE}\" = 1}}")] {
+            let Err(problems) = read(&format!("{header}\n{} = {value}\n\"{HOSTILE}\" = 1", spec.name())) else {
+                panic!("{}: an unknown key was taken", spec.path);
+            };
+            for message in problems.0.iter().map(ToString::to_string) {
+                assert!(!message.contains(|c: char| c.is_control() || c == '\u{202e}'), "{message:?}");
+            }
+        }
+    }
+    let variable = messages(read_with("", &[("GREENLANE__A\n\u{1b}", "x")]));
+    assert!(!variable[0].contains(char::is_control), "{variable:?}");
+}
+
+#[test]
 fn every_variable_of_a_key_is_known() {
     let once = |path: &str| find_table(path).is_some_and(|table| table.shape == Shape::Once);
     for spec in KEYS.iter().map(|key| key.spec()).filter(|spec| once(spec.table())) {
@@ -647,6 +672,9 @@ fn line() -> impl Strategy<Value = String> {
         "\"\"",
         "\"1s\"",
         "\"::1\"",
+        "\"a\\n\"",
+        "[\"a\\n\"]",
+        "[\"192.0.2.1\", \"192.0.2.1\"]",
         "[]",
         "[1, [2]]",
         "{a = 1}",
