@@ -1,7 +1,7 @@
 //! The IANA special-purpose address registries, as tables.
 //!
-//! Copied from the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190; state of their update of
-//! 2025-10). The most specific row that holds an address decides by its column *Globally Reachable*: some anycast
+//! The rows of the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190), compared with a copy of
+//! their CSV files of 2026-07-18; what is allocated later has to be added here. The most specific row that holds an address decides by its column *Globally Reachable*: some anycast
 //! addresses inside protocol space are reachable and may be learned, everything else may not; "N/A" counts as no,
 //! since what is there (Teredo, 6to4) embeds addresses that nobody checked. Beside them stand the ranges that the
 //! registries leave to other documents: multicast, and IPv6 outside the global unicast space of 2000::/3.

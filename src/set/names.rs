@@ -3,12 +3,12 @@
 //! The index behind "what was learned for this name": kept by the writer, read by `explain` and by the rules that hold
 //! a name to its bounds. A name stands here exactly as long as it has a sighting.
 
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
-use std::hash::BuildHasher;
 
 use super::sighting::{NameRecord, Sighting};
 use crate::name::Name;
