@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::error::{Fault, Faults, First};
+use super::error::{Fault, Faults, First, quoted};
 use super::key::{AnyKey, State, Unset};
 use super::raw::{At, Entries, Raw};
 use super::units::print_duration;
@@ -306,7 +306,13 @@ fn export_files(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Vec<export
             continue;
         };
         let path = Located::new(start_at(folder, path.value), path.location);
-        check_once(table::FILE_PATH.spec.path, &mut paths, path.clone(), |path| path.display().to_string(), faults);
+        check_once(
+            table::FILE_PATH.spec.path,
+            &mut paths,
+            path.clone(),
+            |path| quoted(&path.display().to_string()),
+            faults,
+        );
         files.push(export::file::Options { path: path.value, format, on_change: command(folder, on_change) });
     }
     files

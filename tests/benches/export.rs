@@ -25,7 +25,7 @@ fn addr(n: u64) -> IpAddr {
     let host = n / 2 * 2;
     match n % 2 {
         0 => Ipv4Addr::from(0x0b00_0000 + u32::try_from(host).unwrap()).into(),
-        _ => Ipv6Addr::from((0x2001_0db8 << 96) | u128::from(host) * 0x1_0001_0000).into(),
+        _ => Ipv6Addr::from((0x2001_0db8 << 96) | (u128::from(host) * 0x1_0001_0000)).into(),
     }
 }
 
