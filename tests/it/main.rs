@@ -5,5 +5,7 @@ mod harness;
 mod layers;
 mod learning;
 mod reload;
+mod scenarios;
+mod stage;
 mod streams;
 mod upstream;
