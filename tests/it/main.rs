@@ -4,6 +4,7 @@ mod answers;
 mod harness;
 mod layers;
 mod learning;
+mod promises;
 mod reload;
 mod scenarios;
 mod stage;

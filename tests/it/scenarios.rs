@@ -280,7 +280,7 @@ fn check<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> S
 }
 
 /// The addresses and hints of an answer with their TTLs.
-fn told(message: &Message) -> Vec<(IpAddr, u32)> {
+pub fn told(message: &Message) -> Vec<(IpAddr, u32)> {
     let mut told = Vec::new();
     for record in &message.answers {
         let svcb = match &record.data {
