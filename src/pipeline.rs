@@ -310,16 +310,13 @@ impl Pipeline {
         if facts.addresses.is_empty() && targets.is_empty() {
             return mark;
         }
+        // A second more than is told: the age of a cached answer is rounded down to whole seconds.
+        let needed = |ttl_secs: u32| ttl_secs.saturating_sub(age_secs).saturating_add(1);
         let offer = Offer {
             name,
             tag,
-            // A second more than is told: the age of a cached answer is rounded down to whole seconds.
-            addresses: facts
-                .addresses
-                .iter()
-                .map(|seen| (seen.addr, seen.ttl_secs.saturating_sub(age_secs).saturating_add(1)))
-                .collect(),
-            targets: targets.iter().map(|(name, ttl)| (name.clone(), ttl.saturating_sub(age_secs))).collect(),
+            addresses: facts.addresses.iter().map(|seen| (seen.addr, needed(seen.ttl_secs))).collect(),
+            targets: targets.iter().map(|(name, ttl)| (name.clone(), needed(*ttl))).collect(),
             client: Some(client),
             generation: current.generation,
         };
