@@ -5,5 +5,6 @@ mod commands;
 mod formats;
 mod harness;
 mod layers;
+mod strangers;
 mod streams;
 mod upstream;
