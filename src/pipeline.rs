@@ -307,6 +307,9 @@ impl Pipeline {
         };
         let mark = Mark { generation: current.generation, tagged, is_learned: listed.is_some(), programmed: true };
         let Some((name, tag)) = listed else { return mark };
+        // What stands behind the last name of a chain that counts is given, but not learned: told like any answer
+        // that is not in the set. Without a chain the answer is our own.
+        let mark = Mark { programmed: facts.all_addresses || facts.chain.is_empty(), ..mark };
         if facts.addresses.is_empty() && targets.is_empty() {
             return mark;
         }
@@ -322,7 +325,7 @@ impl Pipeline {
         };
         let outcome = learner.offer(offer, clock.now()).await;
         self.forget_addresses_of(&targets);
-        Mark { programmed: outcome == Outcome::Programmed, ..mark }
+        Mark { programmed: mark.programmed && outcome == Outcome::Programmed, ..mark }
     }
 
     /// Drops cached addresses of names that are followed from now on: they were given without being learned.

@@ -11,5 +11,6 @@ mod promises;
 mod reload;
 mod scenarios;
 mod stage;
+mod strangers;
 mod streams;
 mod upstream;
