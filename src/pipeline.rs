@@ -240,6 +240,7 @@ impl Pipeline {
     /// Answers a question for all who wait for it.
     async fn fly(self, question: Question, key: Key, client: IpAddr, leader: Leader) {
         let now = self.0.clock.now();
+        let upstreams = Arc::clone(self.0.current.load().forward());
         let cached = self.0.cache.find(key.as_bytes()).filter(|entry| entry.is_fresh(now));
         let entry = match cached {
             // Came in between, by the flight before this one.
@@ -255,7 +256,7 @@ impl Pipeline {
         };
         let entry = Arc::new(entry);
         if entry.lifetime_secs > 0 {
-            self.keep(&question, key, &entry);
+            self.keep(&question, key, &entry, &upstreams);
         }
         leader.land(Landed { entry });
     }
@@ -340,12 +341,14 @@ impl Pipeline {
         }
     }
 
-    /// Puts an entry into the cache, unless its name became a followed target while it was on its way.
-    fn keep(&self, question: &Question, key: Key, entry: &Arc<Entry>) {
-        let Shared { cache, learner, clock, .. } = &*self.0;
+    /// Puts an entry into the cache, unless its name became a followed target while it was on its way, or others than
+    /// `upstreams` are asked now. Both are looked at afterwards: what changes later finds the entry there and drops it.
+    fn keep(&self, question: &Question, key: Key, entry: &Arc<Entry>, upstreams: &Arc<Forward>) {
+        let Shared { cache, learner, clock, current, .. } = &*self.0;
         cache.insert(key.clone(), Arc::clone(entry));
         let was_not_learned = !entry.mark.is_learned && ADDRESS_TYPES.contains(&question.qtype);
-        if was_not_learned && learner.followed(&question.name, clock.now()).is_some() {
+        let is_followed = was_not_learned && learner.followed(&question.name, clock.now()).is_some();
+        if is_followed || !Arc::ptr_eq(upstreams, current.load().forward()) {
             cache.remove(key.as_bytes());
         }
     }
