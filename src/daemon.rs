@@ -153,6 +153,7 @@ pub struct Daemon {
     /// Ends the parts behind them: files, web, watch.
     stop_rest: CancellationToken,
     files: Mutex<CancellationToken>,
+    watch: Mutex<Option<watch::Watch>>,
     file_metrics: file::Metrics,
     tasks: TaskTracker,
     listeners: TaskTracker,
@@ -203,6 +204,7 @@ impl Daemon {
             stop: CancellationToken::new(),
             stop_rest: CancellationToken::new(),
             files: Mutex::new(CancellationToken::new()),
+            watch: Mutex::new(None),
             file_metrics: file::Metrics::new(&registry),
             tasks: TaskTracker::new(),
             listeners: TaskTracker::new(),
@@ -217,7 +219,7 @@ impl Daemon {
             daemon.start_web(listener, &config, registry);
         }
         if config.watch {
-            watch::start(&daemon, &config.catalogue.path);
+            *daemon.watch.lock() = watch::start(&daemon, &config.catalogue.path);
         }
         daemon.ready.store(true, Ordering::Release);
         Ok(daemon)
@@ -317,6 +319,9 @@ impl Daemon {
         }
         if config.export_files != loaded.config.export_files {
             self.start_files(&config.export_files);
+        }
+        if let Some(watch) = &mut *self.watch.lock() {
+            watch.turn_to(&config.catalogue.path);
         }
         self.meter.triggers.set(i64::try_from(catalogue.trigger_count()).unwrap_or(i64::MAX));
         name_what_waits_for_a_restart(&loaded.config, &config);

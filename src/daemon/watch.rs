@@ -3,11 +3,11 @@
 //! The system's events only say that something happened; the folder is read once it has been quiet for a moment, so
 //! that an editor's three renames or a `git pull` make one reload.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use notify::{Event, EventKind, RecursiveMode, Watcher};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::Daemon;
@@ -15,9 +15,16 @@ use super::Daemon;
 /// How long the folder must be quiet.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// Watches `folder` until the daemon ends. Without a watch (no such facility, or its limit reached) the daemon runs
-/// all the same, and SIGHUP reloads.
-pub(super) fn start(daemon: &Arc<Daemon>, folder: &Path) {
+/// A folder that is watched until this is dropped.
+#[derive(Debug)]
+pub(super) struct Watch {
+    watcher: RecommendedWatcher,
+    folder: PathBuf,
+}
+
+/// Watches `folder`. Without a watch (no such facility, or its limit reached) the daemon runs all the same, and SIGHUP
+/// reloads.
+pub(super) fn start(daemon: &Arc<Daemon>, folder: &Path) -> Option<Watch> {
     let (sender, receiver) = mpsc::channel(1);
     let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         // Reading the lists is an event, too.
@@ -29,24 +36,44 @@ pub(super) fn start(daemon: &Arc<Daemon>, folder: &Path) {
     });
     let watched = watcher.and_then(|mut watcher| {
         watcher.watch(folder, RecursiveMode::NonRecursive)?;
-        Ok(watcher)
+        Ok(Watch { watcher, folder: folder.to_owned() })
     });
     match watched {
-        Ok(watcher) => {
+        Ok(watch) => {
             let stop = daemon.stop_rest.clone();
             let reloads = reload_when_quiet(Arc::downgrade(daemon), receiver);
             daemon.tasks.spawn(async move {
-                let _watcher = watcher;
                 tokio::select! {
                     () = reloads => {}
                     () = stop.cancelled() => {}
                 }
             });
+            Some(watch)
         }
         Err(error) => {
-            tracing::warn!("catalogue.watch: {}: {error}; send SIGHUP after changes", folder.display());
+            tell(folder, &error);
+            None
         }
     }
+}
+
+impl Watch {
+    /// Watches `folder` instead, if it is another one.
+    pub(super) fn turn_to(&mut self, folder: &Path) {
+        if folder == self.folder {
+            return;
+        }
+        // One that was removed is watched no longer anyway.
+        let _ = self.watcher.unwatch(&self.folder);
+        folder.clone_into(&mut self.folder);
+        if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
+            tell(folder, &error);
+        }
+    }
+}
+
+fn tell(folder: &Path, error: &notify::Error) {
+    tracing::warn!("catalogue.watch: {}: {error}; send SIGHUP after changes", folder.display());
 }
 
 async fn reload_when_quiet(daemon: Weak<Daemon>, mut changes: mpsc::Receiver<()>) {
