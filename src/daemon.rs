@@ -526,8 +526,10 @@ fn tell_warnings(warnings: &[crate::source::Problem]) {
 fn name_what_waits_for_a_restart(old: &Config, new: &Config) {
     let waiting = [
         ("listen.dns", old.listen.dns != new.listen.dns),
-        ("listen.web", old.web != new.web),
+        ("listen.web", old.web.listen != new.web.listen),
+        ("web.allow", old.web.allow != new.web.allow),
         ("clients.max-connections", old.listen.max_connections != new.listen.max_connections),
+        ("clients.per-client", old.listen.max_connections_per_client != new.listen.max_connections_per_client),
         ("cache.size", old.cache.size_bytes != new.cache.size_bytes),
         ("catalogue.watch", old.watch != new.watch),
         ("log", old.log != new.log),
