@@ -315,15 +315,64 @@ async fn a_changed_tag_option_shows_in_cached_answers() {
 async fn what_waits_for_a_restart_is_named() {
     let upstream = numbering().await;
     let greenlane = setup(&upstream).start().await;
-    edit(&greenlane.path("config.toml"), "dns = [\"127.0.0.1:0\"]", "dns = [\"127.0.0.2:0\"]");
-    edit(&greenlane.path("config.toml"), "[learn]", "[cache]\nsize = \"8MiB\"\n[learn]");
+    let config = greenlane.path("config.toml");
+    edit(&config, "dns = [\"127.0.0.1:0\"]", "dns = [\"127.0.0.2:0\"]");
+    edit(
+        &config,
+        "[learn]",
+        "[cache]\nsize = \"8MiB\"\n[clients]\nper-client = 7\n[web]\nallow = [\"127.0.0.0/8\"]\n[learn]",
+    );
     hangup(&greenlane, true).await;
     let log = greenlane.log();
     let line = log.lines().find(|line| line.contains("restart")).unwrap_or_else(|| panic!("no word of it: {log}"));
-    assert!(line.contains("listen.dns") && line.contains("cache.size"), "{line}");
-    assert!(!line.contains("listen.web") && !line.contains("log"), "{line}");
+    for (key, is_named) in [
+        ("listen.dns", true),
+        ("cache.size", true),
+        ("clients.per-client", true),
+        ("web.allow", true),
+        ("listen.web", false),
+        ("clients.max-connections", false),
+        ("catalogue.watch", false),
+        ("log", false),
+    ] {
+        assert_eq!(line.contains(key), is_named, "{key} in {line}");
+    }
     assert!(!greenlane.ask("n1.listed.example", RecordType::A).await.answers.is_empty(), "the old socket serves on");
     hangup(&greenlane, true).await;
+}
+
+#[tokio::test]
+async fn another_folder_is_watched_from_then_on() {
+    let upstream = numbering().await;
+    let greenlane = Setup::new(upstream.addr).start().await;
+    fs::create_dir(greenlane.path("lists")).unwrap();
+    fs::write(greenlane.path("lists/demo.list"), "# Demo\nlisted.example\n").unwrap();
+    edit(&greenlane.path("config.toml"), "path = \"zones\"", "path = \"lists\"");
+    hangup(&greenlane, true).await;
+    replace(&greenlane.path("lists/new.list"), "# New\nadded.example\n");
+    until_reloads(&greenlane, (2.0, 0.0)).await;
+    assert!(tag(&greenlane.ask("n1.added.example", RecordType::A).await).is_some());
+    replace(&greenlane.path("zones/demo.list"), "# Demo\nelse.example\n");
+    sleep(Duration::from_millis(700)).await;
+    assert_eq!(reloads(&greenlane).await, (2.0, 0.0), "the old folder is watched no longer");
+}
+
+#[tokio::test]
+async fn an_answer_of_an_upstream_that_is_no_longer_asked_is_not_kept() {
+    let old = Upstream::start(|asked| asked.a([192, 0, 2, 1]).after(Duration::from_millis(500))).await;
+    let new = Upstream::start(|asked| asked.a([192, 0, 2, 3])).await;
+    let greenlane = setup(&old).start().await;
+    let asking = greenlane.ask("www.listed.example", RecordType::A);
+    let reloading = async {
+        while old.count() == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        edit(&greenlane.path("config.toml"), &old.addr.to_string(), &new.addr.to_string());
+        hangup(&greenlane, true).await;
+    };
+    let (answer, ()) = tokio::join!(asking, reloading);
+    assert_eq!(addresses(&answer), ["192.0.2.1"], "who waited for it gets it");
+    assert_eq!(addresses(&greenlane.ask("www.listed.example", RecordType::A).await), ["192.0.2.3"]);
 }
 
 #[tokio::test]

@@ -67,6 +67,7 @@ scenarios! {
     target_until_its_record_ends
     two_names_at_one_address
     victims_at_the_cap
+    victims_told_again
     whole_answer_or_none
 }
 
