@@ -93,10 +93,11 @@ async fn play(name: &str) {
     let mut play = Play::default();
     for (at, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
-        if !line.is_empty() {
-            if let Err(what) = play.step(line).await {
-                panic!("tests/scenarios/{file}:{}: `{line}`: {what}", at + 1);
-            }
+        if line.is_empty() {
+            continue;
+        }
+        if let Err(what) = play.step(line).await {
+            panic!("tests/scenarios/{file}:{}: `{line}`: {what}", at + 1);
         }
     }
 }
@@ -281,7 +282,7 @@ fn check<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> S
 }
 
 /// The addresses and hints of an answer with their TTLs.
-pub fn told(message: &Message) -> Vec<(IpAddr, u32)> {
+pub(crate) fn told(message: &Message) -> Vec<(IpAddr, u32)> {
     let mut told = Vec::new();
     for record in &message.answers {
         let svcb = match &record.data {
@@ -309,8 +310,9 @@ pub fn told(message: &Message) -> Vec<(IpAddr, u32)> {
 
 /// `app=a;match=t;also=b,c` as `a+b+c`.
 fn apps_of(tag: &str) -> String {
-    let fields = tag.split(';').filter_map(|field| field.strip_prefix("app=").or(field.strip_prefix("also=")));
-    fields.collect::<Vec<_>>().join("+").replace(',', "+")
+    let fields = tag.split(';').filter_map(|field| field.split_once('='));
+    let apps = fields.filter(|(key, _)| matches!(*key, "app" | "also")).map(|(_, value)| value);
+    apps.collect::<Vec<_>>().join("+").replace(',', "+")
 }
 
 fn read_list(text: &str, none: &str) -> Vec<String> {

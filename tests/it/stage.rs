@@ -31,14 +31,20 @@ const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 /// The clamps that a configuration has by default.
 const RULES: Rules = Rules { min_ttl: 0, max_ttl: 86_400, negative_max_ttl: 3600, trust_ad: false };
 
-/// What the upstream knows: RDATA and TTL of the RRsets by name and type.
+/// What the upstream knows, by name and type.
 #[derive(Debug, Default)]
-pub struct Zone(BTreeMap<(String, u16), (Vec<Vec<u8>>, u32)>);
+pub(crate) struct Zone(BTreeMap<(String, u16), RrSet>);
+
+#[derive(Debug)]
+struct RrSet {
+    rdata: Vec<Vec<u8>>,
+    ttl: u32,
+}
 
 impl Zone {
     /// Replaces an RRset; without RDATA it is gone.
-    pub fn set(&mut self, name: &str, rtype: u16, rdata: Vec<Vec<u8>>, ttl: u32) {
-        self.0.insert((name.to_owned(), rtype), (rdata, ttl));
+    pub(crate) fn set(&mut self, name: &str, rtype: u16, rdata: Vec<Vec<u8>>, ttl: u32) {
+        self.0.insert((name.to_owned(), rtype), RrSet { rdata, ttl });
     }
 
     /// Answers as a resolver does: along CNAMEs, with all that they lead to; NODATA for what there is not.
@@ -47,11 +53,11 @@ impl Zone {
         // No chain of a test is longer.
         for _ in 0..40 {
             let found = [asked.qtype(), CNAME].map(|rtype| (rtype, self.0.get(&(name.clone(), rtype))));
-            let Some((rtype, (rdata, ttl))) = found.into_iter().find_map(|(t, found)| Some((t, found?))) else { break };
-            for rdata in rdata {
-                reply = reply.answer(&record(&wire_name(&name), rtype, *ttl, rdata));
+            let Some((rtype, rrset)) = found.into_iter().find_map(|(t, found)| Some((t, found?))) else { break };
+            for rdata in &rrset.rdata {
+                reply = reply.answer(&record(&wire_name(&name), rtype, rrset.ttl, rdata));
             }
-            match rdata.first() {
+            match rrset.rdata.first() {
                 Some(target) if rtype == CNAME && asked.qtype() != CNAME => name = text(target),
                 _ => break,
             }
@@ -72,7 +78,7 @@ fn text(mut wire: &[u8]) -> String {
 }
 
 /// Documentation and benchmarking addresses may be learned; nothing is ever late.
-pub fn options() -> learn::Options {
+pub(crate) fn options() -> learn::Options {
     let treat_as_public = ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "198.18.0.0/15", "2001:db8::/32"];
     learn::Options {
         hold: Duration::from_secs(10),
@@ -82,9 +88,9 @@ pub fn options() -> learn::Options {
 }
 
 /// The parts, joined.
-pub struct Stage {
-    pub clock: Clock,
-    pub zone: Arc<Mutex<Zone>>,
+pub(crate) struct Stage {
+    pub(crate) clock: Clock,
+    pub(crate) zone: Arc<Mutex<Zone>>,
     upstream: Upstream,
     pipeline: Pipeline,
     learner: Learner,
@@ -97,7 +103,7 @@ impl Stage {
     ///
     /// # Errors
     /// The lists' mistakes.
-    pub async fn start(lists: &BTreeMap<String, String>, options: learn::Options) -> Result<Self, Problems> {
+    pub(crate) async fn start(lists: &BTreeMap<String, String>, options: learn::Options) -> Result<Self, Problems> {
         let zone = Arc::new(Mutex::new(Zone::default()));
         let answering = Arc::clone(&zone);
         let upstream = Upstream::start(move |asked| answering.lock().unwrap().answer(asked)).await;
@@ -114,7 +120,7 @@ impl Stage {
     }
 
     /// Asks as a listener does.
-    pub async fn ask(&self, query: &Message, client: Ipv4Addr) -> Message {
+    pub(crate) async fn ask(&self, query: &Message, client: Ipv4Addr) -> Message {
         let octets = query.to_vec().unwrap();
         let Seen::Question(view) = see(&octets, Transport::Tcp) else { panic!("no question: {query:?}") };
         let mut out = Vec::new();
@@ -127,7 +133,7 @@ impl Stage {
     }
 
     /// Lets time pass, and everything happen that is due by then.
-    pub async fn pass(&self, span: Duration) {
+    pub(crate) async fn pass(&self, span: Duration) {
         self.clock.advance(span);
         // The writer was woken and runs before this task does again; once more for whom it wakes in turn.
         for _ in 0..4 {
@@ -139,7 +145,11 @@ impl Stage {
     ///
     /// # Errors
     /// The lists' mistakes; nothing has changed then.
-    pub async fn reload(&mut self, lists: &BTreeMap<String, String>, options: learn::Options) -> Result<(), Problems> {
+    pub(crate) async fn reload(
+        &mut self,
+        lists: &BTreeMap<String, String>,
+        options: learn::Options,
+    ) -> Result<(), Problems> {
         let catalogue = catalogue(lists)?;
         self.generation += 1;
         self.learner.reload(listing(&catalogue), self.generation, Some(options)).await;
@@ -148,22 +158,22 @@ impl Stage {
         Ok(())
     }
 
-    pub fn set(&self) -> Snapshot {
+    pub(crate) fn set(&self) -> Snapshot {
         self.learner.reader().snapshot()
     }
 
     /// The set as it is exported.
-    pub fn prefixes(&self) -> Vec<Prefix> {
+    pub(crate) fn prefixes(&self) -> Vec<Prefix> {
         self.set().prefixes(&Selection::default())
     }
 
     /// How many questions the upstream got.
-    pub fn upstream_count(&self) -> usize {
+    pub(crate) fn upstream_count(&self) -> usize {
         self.upstream.count()
     }
 
     /// The value of a metric line, 0 if it is not there.
-    pub fn metric(&self, line: &str) -> u64 {
+    pub(crate) fn metric(&self, line: &str) -> u64 {
         let text = String::from_utf8(self.registry.render()).unwrap();
         let found = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')?.parse().ok());
         found.unwrap_or(0)
