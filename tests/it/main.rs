@@ -2,6 +2,7 @@
 
 mod answers;
 mod commands;
+mod consumers;
 mod encrypted;
 mod formats;
 mod harness;
