@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::rdata::svcb::SvcParamValue;
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What came back.
 #[derive(Debug)]
 pub(super) struct Reply {
-    /// The response code, such as `NOERROR`.
+    /// The response code; `NODATA` for an answer without records.
     pub(super) rcode: String,
     /// Names that the chain went through, the last one owning the addresses.
     pub(super) chain: Vec<String>,
@@ -94,13 +94,19 @@ async fn over_tcp(server: SocketAddr, question: &[u8]) -> Result<Vec<u8>, AskErr
     Ok(reply)
 }
 
+/// The response code as `dig` prints it.
+fn rcode(message: &Message) -> String {
+    match message.metadata.response_code {
+        ResponseCode::NoError => "NODATA".to_owned(),
+        ResponseCode::NXDomain => "NXDOMAIN".to_owned(),
+        ResponseCode::ServFail => "SERVFAIL".to_owned(),
+        ResponseCode::Refused => "REFUSED".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 fn read(message: &Message, tag_code: u16) -> Reply {
-    let mut reply = Reply {
-        rcode: message.metadata.response_code.to_string(),
-        chain: Vec::new(),
-        addresses: Vec::new(),
-        tag: None,
-    };
+    let mut reply = Reply { rcode: rcode(message), chain: Vec::new(), addresses: Vec::new(), tag: None };
     for record in &message.answers {
         match &record.data {
             RData::A(a) => reply.addresses.push(a.0.into()),

@@ -109,7 +109,7 @@ impl Show<'_> {
             count(|app| app.prefix_count),
             self.server
         ))?;
-        say(format_args!("  {:<4}{:<6} {:<34} {:<38} {:<26} set", "via", "type", "question", "answer", "tag"))?;
+        say(format_args!("  {:<4}{:<6} {:<28} {:<32} {:>4}  tag", "via", "type", "question", "answer", "set"))?;
         for (transport, name, rtype) in questions(names) {
             let reply = self.ask(transport, &name, rtype).await?;
             self.row(transport, &name, rtype, &reply)?;
@@ -137,13 +137,14 @@ impl Show<'_> {
             Some((first, rest)) => format!("{first} +{}", rest.len()),
         };
         if let Some(last) = reply.chain.last() {
-            answer = format!("{answer} ({} CNAMEs, {})", reply.chain.len(), last.split('.').next().unwrap_or_default());
+            answer =
+                format!("{answer}, {} CNAMEs to {}", reply.chain.len(), last.split('.').next().unwrap_or_default());
         }
         let tag = match &reply.tag {
             Some(text) => text.replace("app=", "").replace(";match=", ": ").replace(";also=", ", also "),
             None => "-".to_owned(),
         };
-        say(format_args!("  {via:<4}{:<6} {name:<34} {answer:<38} {tag:<26} {}", rtype.to_string(), self.size()))
+        say(format_args!("  {via:<4}{:<6} {name:<28} {answer:<32} {:>4}  {tag}", rtype.to_string(), self.size()))
     }
 
     /// How many addresses are learned.
