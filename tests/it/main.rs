@@ -8,6 +8,7 @@ mod formats;
 mod harness;
 mod layers;
 mod learning;
+mod metrics;
 mod promises;
 mod reload;
 mod scenarios;
