@@ -86,10 +86,18 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Self {
         let writes = Opts::new("greenlane_export_file_writes_total", "Export files written, by result.");
         let commands = Opts::new("greenlane_export_commands_total", "Commands run after a file changed, by result.");
-        Self {
+        let metrics = Self {
             writes: registry.add(IntCounterVec::new(writes, &["result"])),
             commands: registry.add(IntCounterVec::new(commands, &["result"])),
+        };
+        // Shown from the start, as zero: an increase from nothing to one is none to an alert.
+        for result in ["done", "failed"] {
+            metrics.writes.with_label_values(&[result]);
         }
+        for result in ["done", "failed", "killed", "not_started"] {
+            metrics.commands.with_label_values(&[result]);
+        }
+        metrics
     }
 }
 

@@ -34,6 +34,8 @@ impl Front {
                 Tried::Drop
             }
             Seen::Refuse(refusal) => {
+                // It is answered, so it counts as asked: the sums of both agree.
+                self.meter.query(transport, refusal.qtype().unwrap_or_default());
                 self.refuse(self.judged(refusal, client), out);
                 Tried::Answered
             }

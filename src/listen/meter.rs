@@ -70,7 +70,7 @@ impl Meter {
         }
     }
 
-    /// Counts a question.
+    /// Counts a question; type 0, where none could be read, is another one like any type without a name here.
     pub fn query(&self, transport: Transport, qtype: u16) {
         let row = match transport {
             Transport::Udp => 0,

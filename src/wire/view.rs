@@ -250,6 +250,12 @@ impl Refusal<'_> {
         if self.rcode > flag::RCODE && self.edns.is_none() { rcode::SERVFAIL } else { self.rcode }
     }
 
+    /// Returns the type asked for; `None` if no question could be read.
+    pub fn qtype(&self) -> Option<u16> {
+        let question = self.question?;
+        u16_at(question, question.len().checked_sub(4)?)
+    }
+
     /// Writes the reply into `out`, which is cleared first; at most 512 octets.
     ///
     /// Id, opcode, RD and CD are echoed, QR and RA set; the question follows if one could be read, and our OPT if the

@@ -2,11 +2,13 @@
 
 mod answers;
 mod commands;
+mod consumers;
 mod encrypted;
 mod formats;
 mod harness;
 mod layers;
 mod learning;
+mod metrics;
 mod promises;
 mod reload;
 mod scenarios;

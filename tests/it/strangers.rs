@@ -337,7 +337,7 @@ async fn a_flood_of_distinct_questions_is_bounded() {
     let peak = resident(&greenlane);
     let grown = peak.saturating_sub(before);
     println!("{} KiB more", grown >> 10);
-    assert!(grown < 100 * MIB, "{} MiB more", grown / MIB);
+    assert!(grown < 150 * MIB, "{} MiB more", grown / MIB);
     // What does not need the upstream goes on; a datagram may be lost in the crowd.
     assert_eq!(addresses(&greenlane.ask_patiently("localhost", RecordType::A).await), ["127.0.0.1"]);
     assert_eq!(greenlane.get("/readyz").await.status, 200);

@@ -1,0 +1,240 @@
+//! A hit costs no allocation: the two calls' first, [`Pipeline::try_answer`], seen by an allocator that counts.
+//!
+//! The parts are joined as the daemon joins them, with a scripted upstream behind real sockets. Only what the test's
+//! own thread allocates is counted, and only while a hit is answered.
+
+#![expect(unsafe_code, reason = "an allocator that counts is an `unsafe impl GlobalAlloc`; it only passes calls on")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use greenlane::cache::Cache;
+use greenlane::catalogue::{self, Catalogue};
+use greenlane::clock::{Clock, Timestamp};
+use greenlane::forward::{self, Forward, Protocol};
+use greenlane::learn::{self, Listing};
+use greenlane::metrics::Registry;
+use greenlane::pipeline::{Current, Pipeline, TagOptions, Tried};
+use greenlane::policy::Special;
+use greenlane::wire::{Rules, Seen, Transport, View, see};
+
+#[path = "it/upstream.rs"]
+mod upstream;
+
+use upstream::{A, AAAA, Asked, CNAME, TXT, Upstream, record, wire_name};
+
+/// Passes every call on to the system, and counts those that may take memory.
+struct Counting;
+
+thread_local! {
+    /// Allocations of this thread. Constant and without a destructor, so that reading it allocates nothing itself.
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count() {
+    COUNT.set(COUNT.get() + 1);
+}
+
+// SAFETY: every call goes to the system's allocator as it came, under the same contract.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are those that the system asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are those that the system asks for.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are those that the system asks for.
+        unsafe { System.realloc(at, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are those that the system asks for.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Returns how many allocations `work` makes on this thread, and what it returns.
+fn counted<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    let before = COUNT.get();
+    let value = work();
+    (COUNT.get() - before, value)
+}
+
+const START: Timestamp = Timestamp::from_secs(1_800_000_000);
+const RULES: Rules = Rules { min_ttl: 0, max_ttl: 86_400, negative_max_ttl: 3600, trust_ad: false };
+
+fn answer(asked: &Asked) -> upstream::Act {
+    let target = wire_name("edge.cdn.example");
+    match asked.name().split('.').next().unwrap_or_default() {
+        // A chain, both families, an extended error, authority and additional sections.
+        "rich" => {
+            let chain = asked.reply().answer(&record(&[0xc0, 12], CNAME, 300, &target));
+            (0..9u8)
+                .fold(chain, |reply, i| reply.answer(&record(&target, A, 300, &[192, 0, 2, i])))
+                .answer(&record(&target, AAAA, 200, &[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]))
+                .authority(&record(&wire_name("example"), 2, 400, &target))
+                .additional(&record(&target, A, 500, &[192, 0, 2, 53]))
+                .ede(3, "an extended error of the upstream")
+                .act()
+        }
+        // More than fits a datagram.
+        "large" => {
+            let text = [&[200][..], &[b'x'; 200]].concat();
+            (0..7).fold(asked.reply(), |reply, _| reply.answer(&record(&[0xc0, 12], TXT, 300, &text))).act()
+        }
+        "none" => {
+            let mut soa = [wire_name("ns.example"), wire_name("host.example")].concat();
+            (0..5u32).for_each(|_| soa.extend(300u32.to_be_bytes()));
+            asked.reply().rcode(3).authority(&record(&wire_name("example"), 6, 300, &soa)).act()
+        }
+        "broken" => asked.fail(2),
+        _ => asked.a([192, 0, 2, 1]),
+    }
+}
+
+/// Joins the parts around an upstream.
+fn pipeline(upstream: &Upstream) -> (Pipeline, Clock) {
+    let list = "# Demo\nlisted.example\n";
+    let more = "# More\nboth.listed.example\n";
+    let files = [("demo.list", list.as_bytes()), ("more.list", more.as_bytes())];
+    let loaded = catalogue::compile(files, &catalogue::Options::default(), jiff::civil::date(2027, 1, 15)).unwrap();
+    let catalogue: Arc<Catalogue> = Arc::new(loaded.catalogue);
+    let matching = Arc::clone(&catalogue);
+    let listing = Listing::new(Vec::new(), move |name| matching.find(name).map(|id| matching.tag(id)));
+    let (clock, registry) = (Clock::manual(START), Registry::new());
+    let asked = forward::Upstream { protocol: Protocol::Udp, addr: upstream.addr, tls_name: None };
+    let options = forward::Options { upstreams: vec![asked], ..forward::Options::default() };
+    let forward = Forward::with_roots(options, RULES, clock.clone(), &registry, Vec::new()).unwrap();
+    let options = learn::Options {
+        treat_as_public: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+        ..learn::Options::default()
+    };
+    let (learner, writer) = learn::start(options, listing, 1, clock.clone(), &registry);
+    tokio::spawn(writer.run());
+    let special = Special::new(Vec::new());
+    let current = Current::new(1, catalogue, Arc::new(forward), special, RULES, TagOptions::default());
+    (Pipeline::new(current, Cache::new(1 << 20), learner, clock.clone(), &registry), clock)
+}
+
+/// What a client sends beside the question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Edns {
+    None,
+    Plain,
+    DnssecOk,
+    Cookie,
+}
+
+fn question(name: &str, qtype: u16, edns: Edns) -> Vec<u8> {
+    let mut octets = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
+    octets.extend(wire_name(name));
+    octets.extend(qtype.to_be_bytes());
+    octets.extend([0, 1]);
+    if edns != Edns::None {
+        octets[11] = 1;
+        let flags = if edns == Edns::DnssecOk { 0x80 } else { 0 };
+        octets.extend([0, 0, 41, 4, 0xd0, 0, 0, flags, 0]);
+        let cookie = [0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8];
+        octets.extend(if edns == Edns::Cookie { [&[0, 12][..], &cookie].concat() } else { vec![0, 0] });
+    }
+    octets
+}
+
+fn seen(octets: &[u8], transport: Transport) -> View<'_> {
+    match see(octets, transport) {
+        Seen::Question(view) => view,
+        _ => panic!("no question: {octets:02x?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_hit_does_not_allocate() {
+    let upstream = Upstream::start(answer).await;
+    let (pipeline, clock) = pipeline(&upstream);
+    let mut out = Vec::with_capacity(65_535);
+    let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut cases = Vec::new();
+    for (name, qtype) in [
+        ("plain.example", A),
+        ("a.listed.example", A),
+        ("Mixed.LISTED.example", A),
+        ("a.both.listed.example", A),
+        ("rich.listed.example", A),
+        ("rich.example", A),
+        ("large.listed.example", TXT),
+        ("none.listed.example", A),
+        ("broken.listed.example", A),
+    ] {
+        for edns in [Edns::None, Edns::Plain, Edns::DnssecOk, Edns::Cookie] {
+            cases.push((name, edns, question(name, qtype, edns)));
+        }
+    }
+    for (_, _, octets) in &cases {
+        let view = seen(octets, Transport::Udp);
+        if pipeline.try_answer(&view, Transport::Udp, clock.now(), &mut out) == Tried::Miss {
+            pipeline.resolve(&view, Transport::Udp, client, &mut out).await;
+        }
+    }
+    let asked = upstream.count();
+    let (mut tagged, mut truncated) = (0, 0);
+    for (name, edns, octets) in &cases {
+        for transport in [Transport::Udp, Transport::Tcp] {
+            for age in 0..3 {
+                clock.advance(std::time::Duration::from_millis(100 * age));
+                let (allocations, tried) = counted(|| {
+                    let view = seen(octets, transport);
+                    pipeline.try_answer(&view, transport, clock.now(), &mut out)
+                });
+                // A failure lives for two seconds only.
+                if name.starts_with("broken") && tried == Tried::Miss {
+                    continue;
+                }
+                assert_eq!((tried, allocations), (Tried::Answered, 0), "{name} with {edns:?}");
+                assert_eq!(out[..2], octets[..2]);
+                tagged += usize::from(out.windows(8).any(|part| part == b"app=demo" || part == b"app=more"));
+                truncated += usize::from(out[2] & 2 != 0);
+            }
+        }
+    }
+    assert_eq!(upstream.count(), asked, "all of them were hits");
+    assert!(tagged > 50 && truncated > 5, "{tagged} with a tag, {truncated} cut");
+    // The counter does count.
+    assert_eq!(counted(|| Box::new(7)).0, 1);
+    assert!(counted(|| seen(&cases[0].2, Transport::Udp).question()).0 > 0);
+}
+
+#[tokio::test]
+async fn looking_at_a_miss_or_at_noise_does_not_allocate() {
+    let upstream = Upstream::start(answer).await;
+    let (pipeline, clock) = pipeline(&upstream);
+    let mut out = Vec::with_capacity(65_535);
+    let warm = question("warm.example", A, Edns::Plain);
+    pipeline.try_answer(&seen(&warm, Transport::Udp), Transport::Udp, clock.now(), &mut out);
+    let miss = question("miss.listed.example", A, Edns::Cookie);
+    let (allocations, tried) =
+        counted(|| pipeline.try_answer(&seen(&miss, Transport::Udp), Transport::Udp, clock.now(), &mut out));
+    assert_eq!((tried, allocations), (Tried::Miss, 0));
+    let opcode = [&miss[..2], &[0x29], &miss[3..]].concat();
+    let trailing = [&miss[..], &[0]].concat();
+    for noise in [&miss[..11], &[0xff; 300][..], &opcode, &trailing] {
+        let (allocations, ()) = counted(|| {
+            if let Seen::Refuse(refusal) = see(noise, Transport::Udp) {
+                pipeline.refuse(&refusal, &mut out);
+            }
+        });
+        assert_eq!(allocations, 0, "{noise:02x?}");
+    }
+}
