@@ -19,12 +19,12 @@
 //! Layers, lower ones never import higher ones (`tests/it/layers.rs` holds us to it):
 //!
 //! ```text
-//! 0  name, prefix, source, clock, metrics, wire   nothing of ours but each other
+//! 0  name, prefix, source, clock, metrics, wire, admission   nothing of ours but each other
 //! 1  catalogue                              layer 0
 //! 2  cache, forward                         wire, name, clock, metrics
 //!    set                                    name, prefix, clock, metrics, catalogue's Tag
-//! 3  learn                                  set, catalogue, wire, name, prefix, clock, metrics
-//!    export                                 set, catalogue, name, prefix, clock, metrics
+//! 3  learn                                  set, catalogue, wire, admission, name, prefix, clock, metrics
+//!    export                                 set, catalogue, admission, name, prefix, clock, metrics
 //!    policy                                 catalogue, wire, name, prefix
 //! 4  pipeline                               policy, cache, forward, catalogue, learn, wire, clock, metrics
 //!    web                                    export, set, catalogue, learn's read side, metrics
@@ -33,6 +33,7 @@
 //! 7  daemon, cli, main                      everything
 //! ```
 
+pub mod admission;
 pub mod clock;
 pub mod metrics;
 pub mod name;

@@ -36,7 +36,7 @@ impl Metrics {
         for outcome in [Outcome::Programmed, Outcome::Late, Outcome::Refused] {
             let _ = offers.with_label_values(&[outcome.as_str()]);
         }
-        for reason in Reason::LABELS {
+        for reason in Reason::labels() {
             let _ = refused.with_label_values(&[reason]);
         }
         let hold = HistogramOpts::new("greenlane_learn_hold_seconds", "Time that answers with new addresses waited.");
@@ -54,7 +54,7 @@ impl Metrics {
         self.offers.with_label_values(&[outcome.as_str()]).inc();
     }
 
-    pub(crate) fn refused(&self, reason: Reason, count: usize) {
-        self.refused.with_label_values(&[reason.as_str()]).inc_by(count as u64);
+    pub(crate) fn refused(&self, reason: impl Into<Reason>, count: usize) {
+        self.refused.with_label_values(&[reason.into().as_str()]).inc_by(count as u64);
     }
 }

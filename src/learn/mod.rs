@@ -34,13 +34,11 @@ mod caps;
 mod follow;
 mod metrics;
 mod rate;
-mod special;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use admit::{Admission, Reason};
-pub use special::Row;
 pub use writer::Writer;
 
 use book::{Admitted, Book};
@@ -242,7 +240,7 @@ impl Learner {
     /// # Errors
     /// The reason, as [`Admission::check`] gives it.
     pub fn admits(&self, addr: IpAddr) -> Result<(), Reason> {
-        self.shared.rules.load().admission.check(addr)
+        Ok(self.shared.rules.load().admission.check(addr)?)
     }
 
     /// Returns the read side of the set.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Part → the parts it may name in a `crate::` path, itself aside.
 fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
-    let base = ["name", "prefix", "source", "clock", "metrics", "wire"];
+    let base = ["name", "prefix", "source", "clock", "metrics", "wire", "admission"];
     let with = |more: &[&'static str]| base.iter().chain(more).copied().collect::<BTreeSet<_>>();
     BTreeMap::from([
         ("name", BTreeSet::new()),
@@ -15,12 +15,13 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("clock", BTreeSet::new()),
         ("metrics", BTreeSet::new()),
         ("wire", BTreeSet::from(["name"])),
+        ("admission", BTreeSet::from(["prefix"])),
         ("catalogue", with(&[])),
         ("cache", with(&[])),
         ("forward", with(&[])),
         ("set", BTreeSet::from(["name", "prefix", "clock", "metrics", "catalogue"])),
         ("learn", with(&["set", "catalogue"])),
-        ("export", BTreeSet::from(["set", "catalogue", "name", "prefix", "clock", "metrics"])),
+        ("export", BTreeSet::from(["set", "catalogue", "admission", "name", "prefix", "clock", "metrics"])),
         ("policy", with(&["catalogue"])),
         ("pipeline", with(&["policy", "cache", "forward", "catalogue", "learn"])),
         ("web", with(&["export", "set", "catalogue", "learn"])),

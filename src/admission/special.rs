@@ -1,16 +1,19 @@
 //! The IANA special-purpose address registries, as tables.
 //!
 //! The rows of the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190), compared with a copy of
-//! their CSV files of 2026-07-18; what is allocated later has to be added here. The most specific row that holds an address decides by its column *Globally Reachable*: some anycast
-//! addresses inside protocol space are reachable and may be learned, everything else may not; "N/A" counts as no,
+//! their CSV files of 2026-07-18; what is allocated later has to be added here. The most specific row that holds an
+//! address decides by its column *Globally Reachable*: some anycast addresses inside protocol space are reachable and may be learned, everything else may not; "N/A" counts as no,
 //! since what is there (Teredo, 6to4) embeds addresses that nobody checked. Beside them stand the ranges that the
 //! registries leave to other documents: multicast, and IPv6 outside the global unicast space of 2000::/3.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::prefix::{Family, Prefix};
+
 /// One row: a block of addresses with a purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
+    family: Family,
     /// Left-aligned in 128 bits for both families.
     addr: u128,
     len: u8,
@@ -26,13 +29,13 @@ pub struct Row {
 
 const fn v4(octets: [u8; 4], len: u8, name: &'static str, rfc: &'static str, date: &'static str, global: bool) -> Row {
     let addr = (u32::from_be_bytes(octets) as u128) << 96;
-    Row { addr, len, name, rfc, allocated: date, globally_reachable: global }
+    Row { family: Family::V4, addr, len, name, rfc, allocated: date, globally_reachable: global }
 }
 
 const fn v6(groups: [u16; 8], len: u8, name: &'static str, rfc: &'static str, date: &'static str, global: bool) -> Row {
     let [a, b, c, d, e, f, g, h] = groups;
     let addr = Ipv6Addr::new(a, b, c, d, e, f, g, h).to_bits();
-    Row { addr, len, name, rfc, allocated: date, globally_reachable: global }
+    Row { family: Family::V6, addr, len, name, rfc, allocated: date, globally_reachable: global }
 }
 
 /// Finds the most specific row that holds `addr`.
@@ -42,6 +45,32 @@ pub(crate) fn row(addr: IpAddr) -> Option<&'static Row> {
         IpAddr::V6(addr) => (u128::from(addr), V6),
     };
     rows.iter().filter(|row| row.holds(bits)).max_by_key(|row| row.len)
+}
+
+/// Returns the rows of one IP version.
+pub(super) fn rows(family: Family) -> &'static [Row] {
+    match family {
+        Family::V4 => V4,
+        Family::V6 => V6,
+    }
+}
+
+/// Finds the most specific row that holds all of `prefix`.
+pub(super) fn row_around(prefix: &Prefix) -> Option<&'static Row> {
+    rows(prefix.family()).iter().filter(|row| row.prefix().covers(prefix)).max_by_key(|row| row.len)
+}
+
+/// The multicast addresses (RFC 5771, RFC 4291 §2.7).
+pub(super) fn multicast() -> [Prefix; 2] {
+    [
+        Prefix::truncated(Ipv4Addr::new(224, 0, 0, 0).into(), 4),
+        Prefix::truncated(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0).into(), 8),
+    ]
+}
+
+/// The IPv6 space of which unicast addresses of the public Internet are allocated (RFC 4291 §2.4).
+pub(super) fn unicast_space_v6() -> Prefix {
+    Prefix::truncated(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0).into(), 3)
 }
 
 /// Returns whether `addr` is a multicast address (RFC 5771, RFC 4291 §2.7).
@@ -58,6 +87,15 @@ pub(crate) fn is_unicast_space(addr: IpAddr) -> bool {
 }
 
 impl Row {
+    /// Returns the block.
+    pub(super) fn prefix(&self) -> Prefix {
+        let addr = match self.family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::from_bits((self.addr >> 96) as u32)),
+            Family::V6 => IpAddr::V6(Ipv6Addr::from_bits(self.addr)),
+        };
+        Prefix::truncated(addr, self.len)
+    }
+
     fn holds(&self, bits: u128) -> bool {
         // No row has length 0, so the shift stays below 128.
         (self.addr ^ bits) >> (128 - u32::from(self.len)) == 0
