@@ -377,7 +377,7 @@ async fn an_answer_of_an_upstream_that_is_no_longer_asked_is_not_kept() {
 
 #[tokio::test]
 async fn questions_on_their_way_outlive_a_reload() {
-    let upstream = Upstream::start(|asked| asked.a([192, 0, 2, 1]).after(Duration::from_millis(500))).await;
+    let upstream = Upstream::start(|asked| asked.a([192, 0, 2, 1]).after(Duration::from_millis(1200))).await;
     let greenlane = setup(&upstream).start().await;
     let asking = greenlane.ask("www.added.example", RecordType::A);
     let reloading = async {
