@@ -108,7 +108,8 @@ impl Model {
     /// Applies a change and holds it to what a change may be.
     #[track_caller]
     fn apply(&mut self, change: &Value) {
-        let key = |item: &Value| item["prefix"].as_str().or(item["address"].as_str()).expect("an item").to_owned();
+        let key =
+            |item: &Value| item["prefix"].as_str().or_else(|| item["address"].as_str()).expect("an item").to_owned();
         let words = |item: &Value| {
             let apps = item["apps"].as_array().unwrap().iter();
             let mut words: Vec<String> = apps.map(|app| app.as_str().unwrap().to_owned()).collect();
