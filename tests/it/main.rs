@@ -9,6 +9,7 @@ mod harness;
 mod layers;
 mod learning;
 mod metrics;
+mod ordinary;
 mod promises;
 mod reload;
 mod scenarios;
