@@ -432,3 +432,18 @@ async fn the_end_does_not_wait_for_who_only_watches() {
     assert_eq!(greenlane.ended().await, Some(0));
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
+
+#[tokio::test]
+async fn a_folder_made_anew_is_watched_again_after_sighup() {
+    // The watch hung on the folder that was removed, and no reload brought it back.
+    let upstream = Upstream::start(|asked| asked.a([192, 0, 2, 1])).await;
+    let greenlane = Setup::new(upstream.addr).start().await;
+    let zones = greenlane.path("zones");
+    fs::remove_dir_all(&zones).unwrap();
+    fs::create_dir(&zones).unwrap();
+    fs::write(zones.join("demo.list"), "# Demo\nfirst.example\n").unwrap();
+    greenlane.signal("HUP");
+    greenlane.until_metric("greenlane_catalogue_reloads_total{result=\"done\"}", |count| count >= 1.0).await;
+    fs::write(zones.join("demo.list"), "# Demo\nfirst.example\nsecond.example\n").unwrap();
+    greenlane.until_metric("greenlane_catalogue_triggers", |count| count == 2.0).await;
+}
