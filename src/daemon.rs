@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch as latest};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -141,6 +141,8 @@ pub struct Daemon {
     pipeline: Pipeline,
     learner: Learner,
     catalogue: Arc<ArcSwap<Catalogue>>,
+    /// The same for those who wait for another one.
+    relisted: latest::Sender<Arc<Catalogue>>,
     access: Arc<Access>,
     clock: Clock,
     meter: Meter,
@@ -192,6 +194,7 @@ impl Daemon {
             source,
             pipeline,
             learner,
+            relisted: latest::Sender::new(Arc::clone(&catalogue)),
             catalogue: Arc::new(ArcSwap::new(catalogue)),
             access: Arc::new(Access::new(config.listen.allow.clone())),
             clock,
@@ -312,6 +315,7 @@ impl Daemon {
         self.learner.reload(listing(&catalogue), generation, Some(options)).await;
         self.pipeline.replace(current(&config, generation, &catalogue, forward));
         self.catalogue.store(Arc::clone(&catalogue));
+        self.relisted.send_replace(Arc::clone(&catalogue));
         if upstreams_change {
             self.pipeline.clear_cache();
         }
@@ -394,8 +398,8 @@ impl Daemon {
         let stop = self.stop_rest.child_token();
         std::mem::replace(&mut *self.files.lock(), stop.clone()).cancel();
         for options in files {
-            let reader = self.learner.reader();
-            self.tasks.spawn(file::keep(options.clone(), reader, self.file_metrics.clone(), stop.clone()));
+            let sources = file::Sources { reader: self.learner.reader(), catalogue: self.relisted.subscribe() };
+            self.tasks.spawn(file::keep(options.clone(), sources, self.file_metrics.clone(), stop.clone()));
         }
     }
 

@@ -300,7 +300,7 @@ fn export_files(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Vec<export
     let mut paths = Vec::new();
     for table in raw.tables("export.file") {
         let path = table.entries.read(&table::FILE_PATH, faults);
-        let format = table.entries.read(&table::FILE_FORMAT, faults).unwrap_or(export::format::Format::Txt);
+        let format = table.entries.read(&table::FILE_FORMAT, faults).unwrap_or_default();
         let on_change = table.entries.read(&table::FILE_ON_CHANGE, faults).unwrap_or_default();
         let Some(path) = path else {
             continue;

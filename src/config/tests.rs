@@ -9,7 +9,7 @@ use super::key::{AnyKey, Shape, State, Table, Unset, find_table};
 use super::raw::variable_of;
 use super::table::{KEYS, TABLES};
 use super::*;
-use crate::export::format::Format;
+use crate::export::format::{Dialect, Format};
 use crate::forward::{Protocol, Strategy as Order, TrustAd};
 
 fn read(text: &str) -> Result<Config, Problems> {
@@ -211,8 +211,8 @@ fn every_built_key_reaches_its_option() {
         }
     );
     assert_eq!(config.export_files[0].path, PathBuf::from("out/set.nft"));
-    assert_eq!(config.export_files[0].format, Format::Nft);
-    assert_eq!(config.export_files[1].format, Format::Txt);
+    assert_eq!(config.export_files[0].format, Dialect::Set(Format::Nft));
+    assert_eq!(config.export_files[1].format, Dialect::Set(Format::Txt));
     assert_eq!(config.export_files[1].on_change, ["systemctl", "reload", "squid"]);
     assert_eq!(config.log, LogOptions { level: LogLevel::Debug, format: LogFormat::Json });
     assert_eq!(config.not_built, []);
@@ -321,7 +321,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[export.file]]\npath = \"x\"\nformat = \"xml\"",
-        "3:10: export.file.format: expected \"txt\", \"json\", \"csv\", \"nft\", \"ipset\" or \"rsc\", found \"xml\"",
+        "3:10: export.file.format: expected \"txt\", \"json\", \"csv\", \"nft\", \"ipset\", \"rsc\", \"paloalto\", \"fortigate\", \"opnsense\", \"pfsense\", \"checkpoint\", \"cisco\", \"mikrotik\", \"squid-ip\", \"squid-domains\" or \"domains\", found \"xml\"",
     ),
     (
         "[[export.file]]\npath = \"x\"\non-change = [\"\"]",
@@ -707,5 +707,13 @@ proptest! {
     fn no_variable_panics(name in "[A-Z_]{0,12}", value in any::<String>(), key in prop::sample::select(KEYS.iter().map(|key| key.spec().path).collect::<Vec<_>>())) {
         let _ = read_with("", &[(&format!("GREENLANE__{name}"), &value)]);
         let _ = read_with("", &[(&variable_of(key), &value)]);
+    }
+}
+
+#[test]
+fn file_may_hold_any_feed() {
+    for dialect in Dialect::all() {
+        let config = read(&format!("[[export.file]]\npath = \"x\"\nformat = \"{}\"", dialect.name())).unwrap();
+        assert_eq!(config.export_files[0].format, dialect);
     }
 }

@@ -1,7 +1,7 @@
 //! Feeds, API and metrics over HTTP.
 //!
 //! ```text
-//!   server ─▶ guard ─┬▶ feeds    /prefixes.*  /domains.txt   conditional, coding, rendered: once a serial
+//!   server ─▶ guard ─┬▶ feeds    /prefixes.*  /feeds/*  /domains.txt   conditional, coding, rendered: once a serial
 //!                    ├▶ delta    /delta                      change: written piece by piece
 //!                    ├▶ watch    /watch
 //!                    ├▶ explain  /explain
@@ -21,7 +21,7 @@ use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 
-use crate::export::format::Format;
+use crate::export::format::{Format, Names};
 use crate::prefix::Prefix;
 
 mod change;
@@ -70,14 +70,19 @@ fn router(state: State, shutdown: CancellationToken) -> Router {
 /// The lists, which are compressed once and have a tag a coding.
 fn feed_routes(web: &Arc<Web>) -> Router {
     let mut router = Router::new();
-    for format in Format::ALL {
+    let general = Format::PREFIXES.map(|format| (format!("/prefixes.{}", format.name()), format));
+    let products = Format::FEEDS.map(|format| (format!("/feeds/{}.txt", format.name()), format));
+    for (path, format) in general.into_iter().chain(products) {
         let web = Arc::clone(web);
         let handler = move |uri: Uri, request: HeaderMap| feeds::prefixes(Arc::clone(&web), format, uri, request);
-        router = router.route(&format!("/prefixes.{}", format.name()), get(handler));
+        router = router.route(&path, get(handler));
     }
-    let web = Arc::clone(web);
+    for (path, names) in [("/domains.txt", Names::Plain), ("/feeds/squid-domains.txt", Names::Squid)] {
+        let web = Arc::clone(web);
+        let handler = move |uri: Uri, request: HeaderMap| feeds::names(Arc::clone(&web), names, uri, request);
+        router = router.route(path, get(handler));
+    }
     router
-        .route("/domains.txt", get(move |uri: Uri, request: HeaderMap| feeds::domains(Arc::clone(&web), uri, request)))
 }
 
 /// Answers of the moment, compressed on the way out; event streams are not.
