@@ -80,6 +80,9 @@ pub enum StartError {
     /// A file to export to.
     #[error("export.file: {0}")]
     Export(#[from] file::CheckError),
+    /// A token of the web listener.
+    #[error("{0}")]
+    Token(#[from] web::TokenError),
 }
 
 impl StartError {
@@ -87,7 +90,11 @@ impl StartError {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
-            Self::Catalogue(_) | Self::NoAddress | Self::Forward(_) | Self::Export(file::CheckError::NoFile(_))
+            Self::Catalogue(_)
+                | Self::NoAddress
+                | Self::Forward(_)
+                | Self::Export(file::CheckError::NoFile(_))
+                | Self::Token(_)
         )
     }
 }
@@ -125,6 +132,9 @@ pub enum ReloadError {
     /// A file to export to.
     #[error("export.file: {0}")]
     Export(#[from] file::CheckError),
+    /// A token of the web listener.
+    #[error("{0}")]
+    Token(#[from] web::TokenError),
 }
 
 /// What is in force.
@@ -143,6 +153,7 @@ pub struct Daemon {
     catalogue: Arc<ArcSwap<Catalogue>>,
     /// The same for those who wait for another one.
     relisted: latest::Sender<Arc<Catalogue>>,
+    tokens: Arc<ArcSwap<web::Tokens>>,
     access: Arc<Access>,
     clock: Clock,
     meter: Meter,
@@ -172,6 +183,7 @@ impl Daemon {
         let registry = Registry::new();
         let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
         config.export_files.iter().try_for_each(file::check)?;
+        let tokens = read_tokens(&config)?;
         let bound = listen::bind(&config.listen.dns)?;
         if bound.is_empty() {
             return Err(StartError::NoAddress);
@@ -196,6 +208,7 @@ impl Daemon {
             learner,
             relisted: latest::Sender::new(Arc::clone(&catalogue)),
             catalogue: Arc::new(ArcSwap::new(catalogue)),
+            tokens: Arc::new(ArcSwap::from_pointee(tokens)),
             access: Arc::new(Access::new(config.listen.allow.clone())),
             clock,
             meter,
@@ -263,10 +276,18 @@ impl Daemon {
             None => Ok(loaded.config.clone()),
         };
         let result = match config {
-            Ok(config) => self.apply(config, &mut loaded).await,
+            Ok(config) => self.apply_with_tokens(config, &mut loaded).await,
             Err(problems) => Err(ReloadError::Config(problems)),
         };
         self.tell(result);
+    }
+
+    /// Puts a configuration, its lists and its tokens in force. A change of the lists alone leaves the tokens.
+    async fn apply_with_tokens(&self, config: Config, loaded: &mut Loaded) -> Result<u64, ReloadError> {
+        let tokens = read_tokens(&config)?;
+        let generation = self.apply(config, loaded).await?;
+        self.tokens.store(Arc::new(tokens));
+        Ok(generation)
     }
 
     /// Reads the lists again, under the configuration in force.
@@ -377,6 +398,7 @@ impl Daemon {
             registry,
             clock: self.clock.clone(),
             ready: Arc::clone(&self.ready),
+            tokens: Arc::clone(&self.tokens),
             hooks: self.hooks(),
         };
         let server = web::serve(listener, state, config.web.clone(), self.stop_rest.clone());
@@ -465,6 +487,15 @@ pub fn today() -> jiff::civil::Date {
     jiff::tz::Offset::UTC.to_datetime(now).date()
 }
 
+/// Reads the tokens and says which of their files others can read.
+fn read_tokens(config: &Config) -> Result<web::Tokens, web::TokenError> {
+    let (tokens, warnings) = web::Tokens::load(&config.web)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(tokens)
+}
+
 async fn bind_web(config: &Config) -> Result<Option<TcpListener>, StartError> {
     match config.web.listen {
         None => Ok(None),
@@ -525,7 +556,8 @@ fn tell_warnings(warnings: &[crate::source::Problem]) {
 fn name_what_waits_for_a_restart(old: &Config, new: &Config) {
     let waiting = [
         ("listen.dns", old.listen.dns != new.listen.dns),
-        ("listen.web", old.web != new.web),
+        ("listen.web", old.web.listen != new.web.listen),
+        ("web.allow", old.web.allow != new.web.allow),
         ("clients.max-connections", old.listen.max_connections != new.listen.max_connections),
         ("cache.size", old.cache.size_bytes != new.cache.size_bytes),
         ("catalogue.watch", old.watch != new.watch),

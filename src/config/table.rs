@@ -292,9 +292,9 @@ keys! {
     ZONE_FILE: PathBuf = "zone.file", Later, Required(r#""zones/corp.zone""#), |item, faults| item.path(faults);
 
     /// A file whose first line is the token for reading what is not public.
-    WEB_READ_TOKEN_FILE: PathBuf = "web.read-token-file", Later, Absent(r#""/etc/greenlane/read-token""#), |item, faults| item.path(faults);
+    WEB_READ_TOKEN_FILE: PathBuf = "web.read-token-file", Built, Absent(r#""/etc/greenlane/read-token""#), |item, faults| item.path(faults);
     /// A file whose first line is the token for actions.
-    WEB_ADMIN_TOKEN_FILE: PathBuf = "web.admin-token-file", Later, Absent(r#""/etc/greenlane/admin-token""#), |item, faults| item.path(faults);
+    WEB_ADMIN_TOKEN_FILE: PathBuf = "web.admin-token-file", Built, Absent(r#""/etc/greenlane/admin-token""#), |item, faults| item.path(faults);
     /// Whether it speaks HTTPS, with the certificate of [tls].
     WEB_TLS: bool = "web.tls", Later, Default("false"), |item, faults| item.flag(faults);
     /// Prefixes that may connect; empty for all.

@@ -11,6 +11,7 @@
 //! line of text, never an empty list: a consumer keeps what it has. Nothing here changes the set.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -37,6 +38,7 @@ mod rendered;
 mod reply;
 mod server;
 mod state;
+mod token;
 mod watch;
 
 #[cfg(test)]
@@ -44,6 +46,7 @@ mod tests;
 
 pub use server::serve;
 pub use state::{Followed, Hooks, State};
+pub use token::{TokenError, Tokens};
 
 use guard::Peer;
 use state::Web;
@@ -55,6 +58,10 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// Client prefixes that may connect; empty for all.
     pub allow: Vec<Prefix>,
+    /// The file of the token for reading what is not open; `None` keeps that to loopback.
+    pub read_token_file: Option<PathBuf>,
+    /// The file of the token for actions; it reads, too.
+    pub admin_token_file: Option<PathBuf>,
 }
 
 /// Puts the endpoints together.
