@@ -3,6 +3,7 @@
 mod answers;
 mod commands;
 mod encrypted;
+mod feeds;
 mod formats;
 mod harness;
 mod layers;
