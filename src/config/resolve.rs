@@ -20,7 +20,7 @@ use crate::{cache, catalogue, export, forward, learn, listen, web};
 /// Makes the configuration. Relative paths start at `folder`.
 pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Config {
     let entries = &raw.entries;
-    let (listen, web) = sockets(entries, faults);
+    let (listen, web) = sockets(entries, folder, faults);
     let forward = forward(raw, &listen, faults);
     let own = own_addresses(&listen, &forward);
     Config {
@@ -52,7 +52,7 @@ pub(super) fn check_required(raw: &Raw<'_>, faults: &mut Faults) {
 }
 
 /// `[listen]`, `[clients]` and `[web]`, which share the ports of this host.
-fn sockets(entries: &Entries<'_>, faults: &mut Faults) -> (listen::Options, web::Options) {
+fn sockets(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> (listen::Options, web::Options) {
     let default = Config::default();
     let dns = entries.read(&table::LISTEN_DNS, faults);
     let web = entries.read(&table::LISTEN_WEB, faults);
@@ -70,6 +70,8 @@ fn sockets(entries: &Entries<'_>, faults: &mut Faults) -> (listen::Options, web:
     let web = web::Options {
         listen: web.unwrap_or(default.web.listen),
         allow: entries.read(&table::WEB_ALLOW, faults).unwrap_or(default.web.allow),
+        read_token_file: entries.read(&table::WEB_READ_TOKEN_FILE, faults).map(|path| start_at(folder, path)),
+        admin_token_file: entries.read(&table::WEB_ADMIN_TOKEN_FILE, faults).map(|path| start_at(folder, path)),
     };
     (listen, web)
 }
@@ -300,7 +302,7 @@ fn export_files(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Vec<export
     let mut paths = Vec::new();
     for table in raw.tables("export.file") {
         let path = table.entries.read(&table::FILE_PATH, faults);
-        let format = table.entries.read(&table::FILE_FORMAT, faults).unwrap_or(export::format::Format::Txt);
+        let format = table.entries.read(&table::FILE_FORMAT, faults).unwrap_or_default();
         let on_change = table.entries.read(&table::FILE_ON_CHANGE, faults).unwrap_or_default();
         let Some(path) = path else {
             continue;

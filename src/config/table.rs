@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::key::{AnyKey, Key, Shape, Spec, State, Table, Unset};
 use super::{LogFormat, LogLevel};
 use crate::catalogue::AppId;
-use crate::export::format::Format;
+use crate::export::format::Dialect;
 use crate::forward::{Strategy, TrustAd, Upstream};
 use crate::name::Name;
 use crate::prefix::Prefix;
@@ -276,8 +276,8 @@ keys! {
     /// The file; its folder must exist.
     FILE_PATH: Located<PathBuf> = "export.file.path", Built, Required(r#""/var/lib/greenlane/prefixes.txt""#),
         |item, faults| item.located_path(faults);
-    /// Its form: txt, json, csv, nft, ipset or rsc.
-    FILE_FORMAT: Format = "export.file.format", Built, Default(r#""txt""#), |item, faults| item.format(faults);
+    /// Its form: txt, json, csv, nft, ipset, rsc, domains, or the name of a feed, such as paloalto or squid-ip.
+    FILE_FORMAT: Dialect = "export.file.format", Built, Default(r#""txt""#), |item, faults| item.dialect(faults);
     /// A command to run after a change: program and arguments, no shell.
     FILE_ON_CHANGE: Vec<String> = "export.file.on-change", Built, Default("[]"), |item, faults| item.command(faults);
 
@@ -292,9 +292,9 @@ keys! {
     ZONE_FILE: PathBuf = "zone.file", Later, Required(r#""zones/corp.zone""#), |item, faults| item.path(faults);
 
     /// A file whose first line is the token for reading what is not public.
-    WEB_READ_TOKEN_FILE: PathBuf = "web.read-token-file", Later, Absent(r#""/etc/greenlane/read-token""#), |item, faults| item.path(faults);
+    WEB_READ_TOKEN_FILE: PathBuf = "web.read-token-file", Built, Absent(r#""/etc/greenlane/read-token""#), |item, faults| item.path(faults);
     /// A file whose first line is the token for actions.
-    WEB_ADMIN_TOKEN_FILE: PathBuf = "web.admin-token-file", Later, Absent(r#""/etc/greenlane/admin-token""#), |item, faults| item.path(faults);
+    WEB_ADMIN_TOKEN_FILE: PathBuf = "web.admin-token-file", Built, Absent(r#""/etc/greenlane/admin-token""#), |item, faults| item.path(faults);
     /// Whether it speaks HTTPS, with the certificate of [tls].
     WEB_TLS: bool = "web.tls", Later, Default("false"), |item, faults| item.flag(faults);
     /// Prefixes that may connect; empty for all.
