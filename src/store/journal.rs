@@ -86,20 +86,26 @@ impl Journal {
 
     /// Appends frames in one write, and waits for the disk if `must_sync`. After an error none of them counts: the
     /// next ones are written over them.
-    pub(super) fn append(&mut self, frames: &Frames, must_sync: bool) -> io::Result<()> {
+    pub(super) fn append(&mut self, mut frames: Frames, must_sync: bool) -> io::Result<()> {
         if !self.has_begun() {
             return Err(io::Error::other("the journal was not begun"));
         }
         if self.len >= LEN_MAX {
             return Err(io::Error::other("the journal is full, since the database cannot be written"));
         }
-        let (octets, chain) = frames.sealed(self.chain);
-        self.disk.write_at(self.len, &octets)?;
+        let chain = frames.seal(self.chain);
+        self.disk.write_at(self.len, &frames.octets)?;
         if must_sync {
             self.disk.sync()?;
         }
-        (self.len, self.chain) = (self.len + octets.len() as u64, chain);
+        (self.len, self.chain) = (self.len + frames.octets.len() as u64, chain);
         Ok(())
+    }
+
+    /// Returns what lets this file fail.
+    #[cfg(test)]
+    pub(super) fn faults(&self) -> &std::sync::Arc<super::disk::Faults> {
+        self.disk.faults()
     }
 
     /// Reads what the file holds: `None` if it is no journal.
@@ -131,7 +137,7 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Adds what a change says of sightings. What is longer than a journal may be is said in more frames than one.
+    /// Adds what a change says of sightings.
     pub(super) fn push(&mut self, change: &Change, entries: &[(entry::Key, Option<Box<[u8]>>)]) {
         let start = self.octets.len();
         self.starts.push(start);
@@ -149,12 +155,11 @@ impl Frames {
         }
     }
 
-    /// Returns the octets with lengths and checksums, going on from `chain`, and the last checksum.
-    fn sealed(&self, mut chain: u32) -> (Vec<u8>, u32) {
-        let mut octets = self.octets.clone();
-        let ends = self.starts.iter().skip(1).copied().chain([octets.len()]);
+    /// Fills in lengths and checksums, going on from `chain`, and returns the last checksum.
+    fn seal(&mut self, mut chain: u32) -> u32 {
+        let ends = self.starts.iter().skip(1).copied().chain([self.octets.len()]);
         for (&start, end) in self.starts.iter().zip(ends) {
-            let frame = &mut octets[start..end];
+            let frame = &mut self.octets[start..end];
             let (head, body) = frame.split_at_mut(FRAME_HEAD_LEN);
             // Memory ends before a frame of 4 GiB does; one that claims less than it has fails its checksum.
             let len = u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes();
@@ -162,7 +167,7 @@ impl Frames {
             head[..4].copy_from_slice(&len);
             head[4..].copy_from_slice(&chain.to_le_bytes());
         }
-        (octets, chain)
+        chain
     }
 }
 

@@ -164,9 +164,38 @@ impl Store {
 
     fn open_in_boot(options: &Options, now: Timestamp, boot: Option<String>) -> Result<Opened, StoreError> {
         let files = Files::new(&options.path)?;
-        let (disk, table, found) = files.open_database(now)?;
-        let journals = [files.open_journal(0)?, files.open_journal(1)?];
-        let (logged, sequence) = replays(&journals, found.as_ref()).map_err(|source| files.io(source))?;
+        let disk = files.lock()?;
+        let why = match Self::begin(&files, disk.clone(), options.durability, now, boot.clone()) {
+            Ok(opened) => return Ok(opened),
+            Err(error @ (TableError::Damaged(_) | TableError::Foreign(_))) => error.to_string(),
+            Err(error) => return Err(files.failed(error)),
+        };
+        // The old file stays locked until it has its new name.
+        let aside = files.set_aside(now).map_err(|source| StoreError::Stuck {
+            path: files.path.clone(),
+            why: why.clone(),
+            source,
+        })?;
+        let (path, aside) = (files.path.display(), aside.display());
+        tracing::error!(
+            "store.path: `{path}` is no store that can be read: {why}; it is set aside as `{aside}`, and the set begins \
+             empty, with a new session"
+        );
+        let disk = files.lock()?;
+        Self::begin(&files, disk, options.durability, now, boot).map_err(|error| files.failed(error))
+    }
+
+    /// Reads the files, and makes them ready to be written.
+    fn begin(
+        files: &Files,
+        disk: Disk,
+        durability: Durability,
+        now: Timestamp,
+        boot: Option<String>,
+    ) -> Result<Opened, TableError> {
+        let mut journals = [files.open_journal(0)?, files.open_journal(1)?];
+        let (table, found) = Table::open(disk.clone())?;
+        let (logged, sequence) = replays(&journals, found.as_ref())?;
         let before = found.unwrap_or_else(|| Meta {
             id: rand::random(),
             session: Session::random(),
@@ -177,26 +206,20 @@ impl Store {
         });
         let meta = Meta { covered: sequence, ..next_meta(&before, &logged, boot) };
         let is_complete = if logged.is_empty() { before.is_complete } else { logged.is_complete() };
-        let (sightings, changes) = restore(&table, logged, is_complete, now).map_err(|error| files.failed(error))?;
-        let sighting_count = table.commit(&changes, &meta).map_err(|error| files.failed(error))?;
-        let durability = options.durability;
-        let mut store = Self { files, disk, table, meta, journals, durability, sighting_count };
-        store.begin_journals().map_err(|source| store.files.io(source))?;
-        let Meta { session, serial, .. } = store.meta;
+        let (sightings, changes) = restore(&table, logged, is_complete, now)?;
+        let sighting_count = table.commit(&changes, &meta)?;
+        let [current, other] = &mut journals;
+        other.clear()?;
+        current.begin(meta.id, meta.covered + 1)?;
+        files.sync_folder();
+        let (session, serial, files) = (meta.session, meta.serial, files.clone());
+        let store = Self { files, disk, table, meta, journals, durability, sighting_count };
         Ok(Opened { store, restored: Restored { session, serial, is_complete, sightings } })
     }
 
     /// Returns the session that the store goes on with.
     pub fn session(&self) -> Session {
         self.meta.session
-    }
-
-    fn begin_journals(&mut self) -> io::Result<()> {
-        let [current, other] = &mut self.journals;
-        other.clear()?;
-        current.begin(self.meta.id, self.meta.covered + 1)?;
-        self.files.sync_folder();
-        Ok(())
     }
 }
 
@@ -294,10 +317,7 @@ impl Files {
         if path.file_name().is_none() || path.is_dir() {
             return Err(StoreError::NoFile(path.to_owned()));
         }
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(path);
         let problem = match fs::metadata(folder) {
             Ok(meta) if meta.is_dir() => return Ok(Self { path: path.to_owned() }),
             Ok(_) => io::ErrorKind::NotADirectory.into(),
@@ -306,35 +326,11 @@ impl Files {
         Err(StoreError::Folder { folder: folder.to_owned(), source: problem })
     }
 
-    /// Opens and locks the database, and sets aside what is none.
-    fn open_database(&self, now: Timestamp) -> Result<(Disk, Table, Option<Meta>), StoreError> {
-        let disk = self.lock()?;
-        let why = match Table::open(disk.clone()) {
-            Ok((table, meta)) => return Ok((disk, table, meta)),
-            Err(error @ (TableError::Damaged(_) | TableError::Foreign(_))) => error.to_string(),
-            Err(error) => return Err(self.failed(error)),
-        };
-        // The old file stays locked until it has its new name.
-        let aside = self.set_aside(now).map_err(|source| StoreError::Stuck {
-            path: self.path.clone(),
-            why: why.clone(),
-            source,
-        })?;
-        let (path, aside) = (self.path.display(), aside.display());
-        tracing::error!(
-            "store.path: `{path}` is no store that can be read: {why}; it is set aside as `{aside}`, and the set begins \
-             empty, with a new session"
-        );
-        let disk = self.lock()?;
-        let (table, meta) = Table::open(disk.clone()).map_err(|error| self.failed(error))?;
-        Ok((disk, table, meta))
-    }
-
-    fn open_journal(&self, n: usize) -> Result<Journal, StoreError> {
-        let path = self.journal(n);
-        match Disk::lock(&path) {
+    fn open_journal(&self, n: usize) -> Result<Journal, TableError> {
+        // The lock of the database is the lock of all.
+        match Disk::open(&self.journal(n)) {
             Ok(disk) => Ok(Journal::new(disk)),
-            Err(error) => Err(refused(&path, error)),
+            Err(error) => Err(TableError::Refused(refused(&self.journal(n), error))),
         }
     }
 
@@ -377,6 +373,7 @@ impl Files {
 
     fn failed(&self, error: TableError) -> StoreError {
         match error {
+            TableError::Refused(error) => error,
             TableError::Io(source) => self.io(source),
             error => self.io(io::Error::other(error)),
         }
@@ -384,14 +381,21 @@ impl Files {
 
     /// Lets the names of new files reach the disk. Not all file systems can; then they do so in their own time.
     fn sync_folder(&self) {
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let _ = fs::File::open(folder).and_then(|folder| folder.sync_all());
+        let _ = fs::File::open(folder_of(&self.path)).and_then(|folder| folder.sync_all());
     }
 
     /// Returns the octets of all files.
     fn len(&self) -> u64 {
         let paths = [self.path.clone(), self.journal(0), self.journal(1)];
         paths.iter().filter_map(|path| path.metadata().ok()).map(|meta| meta.len()).sum()
+    }
+}
+
+/// Returns the folder of a file; `greenlane.redb` lies in `.`.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     }
 }
 

@@ -32,6 +32,10 @@ const JOURNAL_LEN_HIGH: u64 = 8 << 20;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between tries: a disk that is full has space again when somebody is at work.
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// A commit so long is slow: half the usual hold of an answer.
+const SLOW: Duration = Duration::from_millis(50);
+/// So many slow commits in a row, and nobody waits for them until there is a quick one.
+const SLOW_COUNT_MAX: u32 = 20;
 /// How often a transaction under way is looked after.
 const POLL: Duration = Duration::from_millis(50);
 /// How long to wait for an order when nothing else is to be done.
@@ -69,7 +73,8 @@ pub fn run(store: Store, mut intake: Intake, clock: &Clock, metrics: Metrics) {
             retry: RETRY_MIN,
             is_behind: false,
             health,
-            is_up: true,
+            said: State::Up,
+            slow_count: 0,
             jobs,
             results: results_in,
             metrics,
@@ -120,7 +125,9 @@ struct Keeper {
     /// The last transaction failed.
     is_behind: bool,
     health: Health,
-    is_up: bool,
+    /// What was said last.
+    said: State,
+    slow_count: u32,
     jobs: SyncSender<Job>,
     results: Receiver<Done>,
     metrics: Metrics,
@@ -140,17 +147,20 @@ impl Keeper {
             self.since.add(change.session, change.serial, (change.whole, change.last), entries);
         }
         // Behind a gap nothing is appended: what is read again must have no holes.
-        let is_held = self.is_logged && self.append(&frames);
+        let is_held = self.is_logged && self.append(frames);
         self.metrics.committed(is_held);
         if is_held {
-            self.metrics.commit_seconds.observe(watch.elapsed().as_secs_f64());
+            let took = watch.elapsed();
+            self.metrics.commit_seconds.observe(took.as_secs_f64());
+            self.slow_count = if took > SLOW { self.slow_count.saturating_add(1) } else { 0 };
+            self.tell_health(None);
         }
         for order in orders {
             order.done(if is_held { Applied::Held } else { Applied::Failed });
         }
     }
 
-    fn append(&mut self, frames: &Frames) -> bool {
+    fn append(&mut self, frames: Frames) -> bool {
         let appended = self.journals[self.current].append(frames, self.must_sync);
         if let Err(error) = &appended {
             self.is_logged = false;
@@ -161,10 +171,10 @@ impl Keeper {
 
     /// Looks after the transaction under way, and begins the next one when it is time.
     fn tend(&mut self, now: Timestamp) {
-        if self.under_way.is_some() {
-            if let Ok(done) = self.results.try_recv() {
-                self.settle(done, now);
-            }
+        if self.under_way.is_some()
+            && let Ok(done) = self.results.try_recv()
+        {
+            self.settle(done, now);
         }
         let is_long = self.journals[self.current].len() >= JOURNAL_LEN_HIGH && !self.is_behind;
         if self.under_way.is_none() && !self.since.is_empty() && (now >= self.due || is_long) {
@@ -252,20 +262,28 @@ impl Keeper {
 
     /// Says how the store does, if that is another than before.
     fn tell_health(&mut self, error: Option<&std::io::Error>) {
-        let is_up = self.is_logged && self.under_way != Some(false);
-        if is_up == self.is_up {
+        let is_behind = !self.is_logged || self.under_way == Some(false);
+        let state = match is_behind {
+            true => State::Down,
+            false if self.slow_count >= SLOW_COUNT_MAX => State::Slow,
+            false => State::Up,
+        };
+        let before = std::mem::replace(&mut self.said, state);
+        if before == state {
             return;
         }
-        self.is_up = is_up;
-        self.health.set(if is_up { State::Up } else { State::Down });
-        match error {
-            _ if is_up => tracing::info!("store.path: the store works again and holds everything"),
-            Some(error) => {
-                let path = self.files.path.display();
-                tracing::error!(%path, %error, "store.path: the store cannot be written; answers go on, and what they \
-                                 teach is written once that works again");
+        self.health.set(state);
+        let path = self.files.path.display();
+        match (state, error) {
+            (State::Up, _) => tracing::info!(%path, "store.path: the store works again and holds everything"),
+            (State::Slow, _) => {
+                tracing::warn!(%path, "store.path: the disk takes more than 50 ms a batch; answers do not wait for it");
             }
-            None => tracing::error!("store.path: the store is behind"),
+            (State::Down, Some(error)) => tracing::error!(
+                %path, %error,
+                "store.path: the store cannot be written; answers go on, and what they teach is written once it can be"
+            ),
+            (State::Down, None) => tracing::error!(%path, "store.path: the store does not hold everything"),
         }
     }
 

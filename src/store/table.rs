@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use thiserror::Error;
 
+use super::StoreError;
 use super::disk::Disk;
 use super::pending::Pending;
 use crate::set::Session;
@@ -47,6 +48,9 @@ pub(super) enum TableError {
     /// It was not made by a greenlane like this.
     #[error("{0}")]
     Foreign(String),
+    /// A file beside it cannot be had.
+    #[error(transparent)]
+    Refused(StoreError),
     /// The system says no.
     #[error(transparent)]
     Io(std::io::Error),
