@@ -9,7 +9,7 @@
 //! The store is three files: the database at `store.path` (redb, see `table.rs`), and two short journals beside it that
 //! take turns (`journal.rs`): while the database takes over what one holds, the other one is appended to. So an answer
 //! waits for one append, some microseconds, and not for a transaction; with [`Durability::Disk`] the append is synced
-//! before the answer goes. [`Store::open`] reads everything and locks it; [`run`] is the sink of the writer's changes.
+//! before the answer goes. [`Store::open`] reads everything and locks it; [`run()`] is the sink of the writer's changes.
 //!
 //! - **Killed**: nothing that was answered [`Held`](crate::set::outlet::Applied::Held) is lost. The session goes on; the
 //!   serial goes on above all that may have been announced and not kept.
@@ -124,7 +124,7 @@ pub enum StoreError {
     },
 }
 
-/// A store that is open and locked; give it to [`run`].
+/// A store that is open and locked; give it to [`run()`].
 #[derive(Debug)]
 pub struct Store {
     files: Files,

@@ -403,6 +403,29 @@ fn failing_database_is_covered_by_the_journals() {
     assert_eq!(hosts(&open(folder.path(), NOW).restored), [2, 3]);
 }
 
+#[test]
+fn sink_is_down_until_everything_is_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = open(folder.path(), NOW);
+    let database = Arc::clone(opened.store.disk.faults());
+    let journals: Vec<Arc<Faults>> = opened.store.journals.iter().map(|one| Arc::clone(one.faults())).collect();
+    let mut work = Work::start(opened);
+    database.after(0);
+    journals.iter().for_each(|faults| faults.after(0));
+    assert_eq!(work.tell(vec![put(1)]), Applied::Failed);
+    journals.iter().for_each(|faults| faults.mend());
+    assert_eq!(work.tell(vec![put(2)]), Applied::Failed, "it would stand behind a gap");
+    let failed = "greenlane_store_checkpoints_total{result=\"failed\"}";
+    for count in 1..4 {
+        work.until(|work| work.metric(failed) >= count);
+        // Settled, and the next one not begun: the first one is in memory alone.
+        assert_eq!(work.state(), State::Down);
+    }
+    database.mend();
+    work.until(|work| work.state() == State::Up);
+    copy(folder.path(), |copy| assert_eq!(hosts(&open(copy, NOW).restored), [1, 2]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 

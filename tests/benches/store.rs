@@ -126,7 +126,7 @@ fn commits(folder: &Path, durability: Durability) {
     // Until the database has taken it.
     thread::sleep(Duration::from_secs(3));
     for (len, pause, count) in [(1, 1000, 5000), (1, 0, 20_000), (100, 100_000, 60)] {
-        let count = if durability == Durability::Disk { count / 20 } else { count };
+        let count = if durability == Durability::Disk { (count / 20).max(40) } else { count };
         let mut spans = Vec::new();
         for _ in 0..count {
             let batch = work.batch(len);
