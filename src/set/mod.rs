@@ -10,6 +10,7 @@
 //!   history    the current snapshot, deltas behind it, who is told
 //!   expiry     which sighting ends next
 //!   draft      the set in the hands of its one writer
+//!   outlet     what a batch changed, for those who keep it elsewhere
 //! ```
 //!
 //! One writer changes the set through a [`Draft`]; everybody else holds a [`Reader`].
@@ -20,6 +21,7 @@ mod draft;
 mod expiry;
 mod history;
 mod names;
+pub mod outlet;
 mod serial;
 mod sighting;
 mod sizes;
