@@ -564,8 +564,8 @@ prefetch = false
 name = \"guests\"
 clients = [\"10.0.0.0/8\"]
 apps = [\"zoom\"]
-[[export.nftables]]
-mark = 0x20000000
+[[zone]]
+file = \"corp.zone\"
 [listen]
 dot = [\"0.0.0.0:853\"]
 ";
@@ -575,9 +575,36 @@ dot = [\"0.0.0.0:853\"]
         [
             "config.toml:2:12: cache.prefetch: not built yet, setting it has no effect",
             "config.toml:3:1: [[group]]: not built yet, setting it has no effect",
-            "config.toml:7:1: [[export.nftables]]: not built yet, setting it has no effect",
+            "config.toml:7:1: [[zone]]: not built yet, setting it has no effect",
             "config.toml:10:7: listen.dot: not built yet, setting it has no effect",
         ]
+    );
+}
+
+#[test]
+fn nftables_of_ours_have_every_set_and_those_of_the_operator_the_named_ones() {
+    use crate::export::nftables::{Mode, SetNames, TableFamily};
+    let text = "\
+[learn]
+max-total = 100
+[[export.nftables]]
+mark = 0x20000000
+[[export.nftables]]
+mode = \"guest\"
+family = \"ip\"
+table = \"filter\"
+learned4 = \"bypass\"
+";
+    let engines = read(text).unwrap().export_nftables;
+    assert_eq!(engines[0].mode, Mode::Own { mark: 0x2000_0000, size: 200 });
+    assert_eq!((engines[0].family, engines[0].table.as_str()), (TableFamily::Inet, "greenlane"));
+    assert_eq!(engines[0].sets.static6.as_deref(), Some("static6"));
+    assert_eq!((engines[1].mode, engines[1].family), (Mode::Guest, TableFamily::Ip));
+    assert_eq!(engines[1].sets, SetNames { learned4: Some("bypass".to_owned()), ..SetNames::default() });
+    let twice = "[[export.nftables]]\n[[export.nftables]]\nmode = \"guest\"\n";
+    assert_eq!(
+        messages(read(twice)),
+        ["config.toml:2:1: export.nftables.table: inet greenlane stands already at config.toml:1:1, expected it once"]
     );
 }
 

@@ -62,6 +62,10 @@ const ORDER_PATIENCE: Duration = Duration::from_secs(1);
 /// The most orders that are merged into one transaction.
 const MERGED_MAX: usize = 256;
 
+/// The bits of the packet mark that mean "bypassed", unless others are configured: high ones, since most rules of
+/// others use low ones.
+pub const MARK: u32 = 0x1000_0000;
+
 /// One place to keep the set in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
