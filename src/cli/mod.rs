@@ -19,6 +19,7 @@ mod ask;
 mod check;
 mod demo;
 mod explain;
+mod nft;
 mod prefixes;
 mod serve;
 
@@ -46,6 +47,15 @@ enum Command {
     Explain(ExplainArgs),
     /// Print the set of a running greenlane
     Prefixes(PrefixesArgs),
+    /// Look after what is kept in the local nftables
+    #[command(subcommand)]
+    Nft(NftCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum NftCommand {
+    /// Remove our table, or our elements from sets of the operator
+    Remove,
 }
 
 /// Which configuration.
@@ -208,6 +218,7 @@ impl Cli {
             Some(Command::Check(args)) => check::run(&self.file, &args),
             Some(Command::Explain(args)) => explain::run(&self.file, &args),
             Some(Command::Prefixes(args)) => prefixes::run(&self.file, &args),
+            Some(Command::Nft(command)) => nft::run(&self.file, &command),
         }
     }
 }
