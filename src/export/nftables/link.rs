@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::attr::Attrs;
 use super::message::{self, Body, Extent, Kind, Messages, Sealed, TableFamily};
 
 /// Room for what one read brings; the kernel fills at most 32 KiB of a dump at once, and more of errors never.
@@ -27,6 +28,9 @@ const GROUP_NFTABLES: u32 = 1 << 6;
 /// How often a dump is tried that changes interrupt.
 const DUMP_TRIES: usize = 8;
 
+/// linux/netfilter/nf_tables.h: NFTA_GEN_ID.
+const GENERATION_ID: u16 = 1;
+
 /// The flag of `recv` that never waits (linux/socket.h).
 const DONT_WAIT: i32 = 0x40;
 
@@ -39,6 +43,7 @@ pub(super) struct Link {
     /// The most bytes of one transaction.
     send_len_max: usize,
     read: Vec<u8>,
+    commits: u32,
 }
 
 /// A message of a transaction that failed.
@@ -69,7 +74,7 @@ impl Link {
             Ok(()) => BUFFER_LEN / 2,
             Err(_) => SEND_LEN_MIN,
         };
-        Ok(Self { socket, port, seq: 1, send_len_max, read: Vec::with_capacity(READ_LEN) })
+        Ok(Self { socket, port, seq: 1, send_len_max, read: Vec::with_capacity(READ_LEN), commits: 0 })
     }
 
     /// Returns the number by which the kernel names this socket in messages about changes.
@@ -122,9 +127,25 @@ impl Link {
             Some(Errno::ENOBUFS) => Err(NotTaken::Unknown),
             Some(errno) => Err(NotTaken::Whole(errno)),
             None if !refusals.is_empty() => Err(NotTaken::Messages(refusals)),
-            None if is_acknowledged => Ok(()),
+            None if is_acknowledged => {
+                self.commits = self.commits.wrapping_add(1);
+                Ok(())
+            }
             None => Err(NotTaken::Unknown),
         }
+    }
+
+    /// Returns how many transactions this link has committed.
+    pub(super) fn commits(&self) -> u32 {
+        self.commits
+    }
+
+    /// Returns the generation of the ruleset, which every transaction raises by one.
+    pub(super) fn generation(&mut self) -> Option<u32> {
+        let mut generation = None;
+        let take = |attrs: &[u8]| generation = Attrs(attrs).number(GENERATION_ID);
+        self.ask(Kind::GetGeneration, TableFamily::Inet, |_| {}, take).ok()?;
+        generation
     }
 
     /// Asks for one thing and hands its attributes to `take`; returns whether it is there.

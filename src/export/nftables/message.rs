@@ -45,6 +45,7 @@ pub(super) enum Kind {
     GetElements = 13,
     DelElements = 14,
     NewGeneration = 15,
+    GetGeneration = 16,
 }
 
 /// A family of tables.

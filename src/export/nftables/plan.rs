@@ -1,6 +1,6 @@
 //! What a set should hold against what it holds: the changes that make one of the other.
 
-use std::collections::HashMap;
+use hashbrown::HashMap;
 
 use super::range::{Found, Range, Shape, without};
 use super::transaction::{Op, Verb};

@@ -562,6 +562,29 @@ fn many_elements_come_from_nothing_in_time() {
     });
 }
 
+#[test]
+fn dump_is_spared_only_while_nobody_else_changes_anything() {
+    in_namespace(|| {
+        let (_outlet, intake) = outlet("nftables");
+        let (clock, registry) = (Clock::system(), Registry::new());
+        let mut engine = Engine::new(own(), Surplus::Withdraw, intake.health(), clock.clone(), Metrics::new(&registry));
+        engine.ownership = Ownership::Shared;
+        let order = |addr: &str, whole: bool| {
+            let hosts = vec![(addr.parse().unwrap(), Some(clock.now().after(Duration::from_secs(600))))];
+            [Arc::new(Change { whole, hosts, ..Change::empty(Session(7), 1, clock.now()) })]
+        };
+        assert_eq!(engine.take(&order("192.0.2.1", true)), [Applied::Held]);
+        assert_eq!(engine.spared_dumps(), [false, true], "the first look after it was made");
+        assert_eq!(engine.take(&order("192.0.2.2", false)), [Applied::Held]);
+        assert_eq!(engine.spared_dumps(), [true; 2]);
+        nft("add table inet other");
+        assert_eq!(engine.spared_dumps(), [false, true], "somebody's transaction");
+        nft("flush set inet greenlane learned4");
+        assert_eq!(engine.spared_dumps(), [false, true], "unheard, and found all the same");
+        assert_eq!(keys("inet greenlane learned4"), ["192.0.2.1", "192.0.2.2"]);
+    });
+}
+
 /// Not a test by itself: [`missing_privilege_is_told`] runs it without the capability.
 #[test]
 #[ignore = "run by another test"]
@@ -695,7 +718,7 @@ impl Lab {
             socket.send(b"hello").unwrap();
             socket
         };
-        self.server.run(|| std::mem::forget(UdpSocket::bind("[::]:443"))).join().unwrap();
+        self.server.run(|| mem::forget(UdpSocket::bind("[::]:443"))).join().unwrap();
         self.client.run(open).join().unwrap()
     }
 
