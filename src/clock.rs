@@ -125,6 +125,26 @@ impl Clock {
     }
 }
 
+/// A span under measurement, for metrics; logic takes a [`Clock`].
+#[derive(Clone, Copy, Debug)]
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+    /// Begins to measure.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the clock counts milliseconds, which is too coarse for some metrics"
+    )]
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Returns what has passed since.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch as latest};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -80,6 +80,9 @@ pub enum StartError {
     /// A file to export to.
     #[error("export.file: {0}")]
     Export(#[from] file::CheckError),
+    /// A token of the web listener.
+    #[error("{0}")]
+    Token(#[from] web::TokenError),
 }
 
 impl StartError {
@@ -87,7 +90,11 @@ impl StartError {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
-            Self::Catalogue(_) | Self::NoAddress | Self::Forward(_) | Self::Export(file::CheckError::NoFile(_))
+            Self::Catalogue(_)
+                | Self::NoAddress
+                | Self::Forward(_)
+                | Self::Export(file::CheckError::NoFile(_))
+                | Self::Token(_)
         )
     }
 }
@@ -125,6 +132,9 @@ pub enum ReloadError {
     /// A file to export to.
     #[error("export.file: {0}")]
     Export(#[from] file::CheckError),
+    /// A token of the web listener.
+    #[error("{0}")]
+    Token(#[from] web::TokenError),
 }
 
 /// What is in force.
@@ -141,6 +151,9 @@ pub struct Daemon {
     pipeline: Pipeline,
     learner: Learner,
     catalogue: Arc<ArcSwap<Catalogue>>,
+    /// The same for those who wait for another one.
+    relisted: latest::Sender<Arc<Catalogue>>,
+    tokens: Arc<ArcSwap<web::Tokens>>,
     access: Arc<Access>,
     clock: Clock,
     meter: Meter,
@@ -171,6 +184,7 @@ impl Daemon {
         let registry = Registry::new();
         let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
         config.export_files.iter().try_for_each(file::check)?;
+        let tokens = read_tokens(&config)?;
         let bound = listen::bind(&config.listen.dns)?;
         if bound.is_empty() {
             return Err(StartError::NoAddress);
@@ -193,7 +207,9 @@ impl Daemon {
             source,
             pipeline,
             learner,
+            relisted: latest::Sender::new(Arc::clone(&catalogue)),
             catalogue: Arc::new(ArcSwap::new(catalogue)),
+            tokens: Arc::new(ArcSwap::from_pointee(tokens)),
             access: Arc::new(Access::new(config.listen.allow.clone())),
             clock,
             meter,
@@ -262,10 +278,18 @@ impl Daemon {
             None => Ok(loaded.config.clone()),
         };
         let result = match config {
-            Ok(config) => self.apply(config, &mut loaded).await,
+            Ok(config) => self.apply_with_tokens(config, &mut loaded).await,
             Err(problems) => Err(ReloadError::Config(problems)),
         };
         self.tell(result);
+    }
+
+    /// Puts a configuration, its lists and its tokens in force. A change of the lists alone leaves the tokens.
+    async fn apply_with_tokens(&self, config: Config, loaded: &mut Loaded) -> Result<u64, ReloadError> {
+        let tokens = read_tokens(&config)?;
+        let generation = self.apply(config, loaded).await?;
+        self.tokens.store(Arc::new(tokens));
+        Ok(generation)
     }
 
     /// Reads the lists again, under the configuration in force.
@@ -314,6 +338,7 @@ impl Daemon {
         self.learner.reload(listing(&catalogue), generation, Some(options)).await;
         self.pipeline.replace(current(&config, generation, &catalogue, forward));
         self.catalogue.store(Arc::clone(&catalogue));
+        self.relisted.send_replace(Arc::clone(&catalogue));
         if upstreams_change {
             self.pipeline.clear_cache();
         }
@@ -378,6 +403,7 @@ impl Daemon {
             registry,
             clock: self.clock.clone(),
             ready: Arc::clone(&self.ready),
+            tokens: Arc::clone(&self.tokens),
             hooks: self.hooks(),
         };
         let server = web::serve(listener, state, config.web.clone(), self.stop_rest.clone());
@@ -399,8 +425,8 @@ impl Daemon {
         let stop = self.stop_rest.child_token();
         std::mem::replace(&mut *self.files.lock(), stop.clone()).cancel();
         for options in files {
-            let reader = self.learner.reader();
-            self.tasks.spawn(file::keep(options.clone(), reader, self.file_metrics.clone(), stop.clone()));
+            let sources = file::Sources { reader: self.learner.reader(), catalogue: self.relisted.subscribe() };
+            self.tasks.spawn(file::keep(options.clone(), sources, self.file_metrics.clone(), stop.clone()));
         }
     }
 
@@ -464,6 +490,15 @@ pub fn today() -> jiff::civil::Date {
     let millis = i64::try_from(Clock::system().now().as_millis()).unwrap_or(i64::MAX);
     let now = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     jiff::tz::Offset::UTC.to_datetime(now).date()
+}
+
+/// Reads the tokens and says which of their files others can read.
+fn read_tokens(config: &Config) -> Result<web::Tokens, web::TokenError> {
+    let (tokens, warnings) = web::Tokens::load(&config.web)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(tokens)
 }
 
 async fn bind_web(config: &Config) -> Result<Option<TcpListener>, StartError> {

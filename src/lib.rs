@@ -23,7 +23,8 @@
 //! 1  catalogue                              layer 0
 //! 2  cache, forward                         wire, name, clock, metrics
 //!    set                                    name, prefix, clock, metrics, catalogue's Tag
-//! 3  learn                                  set, catalogue, wire, admission, name, prefix, clock, metrics
+//! 3  store                                  set, name, clock, metrics
+//!    learn                                  set, catalogue, wire, admission, name, prefix, clock, metrics
 //!    export                                 set, catalogue, admission, name, prefix, clock, metrics
 //!    policy                                 catalogue, wire, name, prefix
 //! 4  pipeline                               policy, cache, forward, catalogue, learn, wire, clock, metrics
@@ -50,6 +51,7 @@ pub mod set;
 pub mod export;
 pub mod learn;
 pub mod policy;
+pub mod store;
 
 pub mod pipeline;
 

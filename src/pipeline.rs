@@ -219,6 +219,7 @@ impl Pipeline {
         wire::finish(&entry.answer, view, &given, wire::limit(view, transport), out);
         self.0.meter.response(entry.answer.rcode());
         if let Some(tagged) = &entry.mark.tagged {
+            self.0.meter.tagged_answers.inc();
             tagged.answers.iter().for_each(prometheus::IntCounter::inc);
         }
     }

@@ -37,6 +37,11 @@ LC_ALL=C grep -qvE '^[0-9a-f.:]+/[0-9]+$' "$work/prefixes.txt" && fail "/prefixe
 if [ "$(id -u)" = 0 ]; then
   nft -c -f "$work/prefixes.nft" || fail "nft refuses /prefixes.nft"
 fi
+for product in paloalto fortigate opnsense pfsense checkpoint cisco mikrotik squid-ip squid-domains; do
+  curl -fsS -H 'Authorization: Bearer stray' -o "$work/feed" "$web/feeds/$product.txt" || fail "/feeds/$product.txt"
+  LC_ALL=C grep -qv '^[ -~]*$' "$work/feed" && fail "/feeds/$product.txt holds more than plain lines"
+  [ -s "$work/feed" ] || fail "/feeds/$product.txt is empty"
+done
 etag=$(curl -fsSI "$web/prefixes.txt" | tr -d '\r' | sed -n 's/^[Ee][Tt][Aa][Gg]: //p')
 code=$(curl -sS -o /dev/null -w '%{http_code}' -H "If-None-Match: $etag" "$web/prefixes.txt")
 [ "$code" = 304 ] || fail "If-None-Match $etag gave $code"
@@ -51,4 +56,4 @@ for metric in $(cat deploy/grafana/greenlane.json deploy/prometheus/alerts.yml |
   grep -qE "^# TYPE (${metric}|${metric%_bucket}|${metric%_sum}|${metric%_count}) " "$work/metrics" ||
     fail "board or alerts ask for $metric, which /metrics does not have"
 done
-echo "feeds: $lines prefixes in six forms, metrics, board and alerts are fine"
+echo "feeds: $lines prefixes in six forms and nine feeds, metrics, board and alerts are fine"

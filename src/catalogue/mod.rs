@@ -1,6 +1,6 @@
 //! The bypass catalogue: lists, and the match of a name against them.
 //!
-//! `zones/` holds one file per app; the file's name is the app's id. [`load`] reads them all into a [`Catalogue`],
+//! `zones/` holds one file per app; the file's name is the app's id. [`load()`] reads them all into a [`Catalogue`],
 //! or says everything that is wrong with them. A catalogue is immutable: a reload makes another, and a [`MatchId`]
 //! of the one means nothing to the other.
 //!

@@ -8,15 +8,18 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Env};
 use crate::daemon::StartError;
+use crate::export::format::Format;
 
 mod ask;
 mod check;
 mod demo;
 mod explain;
+mod nft;
 mod prefixes;
 mod serve;
 
@@ -44,6 +47,15 @@ enum Command {
     Explain(ExplainArgs),
     /// Print the set of a running greenlane
     Prefixes(PrefixesArgs),
+    /// Look after what is kept in the local nftables
+    #[command(subcommand)]
+    Nft(NftCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum NftCommand {
+    /// Remove our table, or our elements from sets of the operator
+    Remove,
 }
 
 /// Which configuration.
@@ -93,8 +105,8 @@ struct ExplainArgs {
 #[derive(Debug, Args)]
 struct PrefixesArgs {
     /// The form to print
-    #[arg(long, value_enum, default_value_t = PrintedFormat::Txt)]
-    format: PrintedFormat,
+    #[arg(long, value_parser = formats(), default_value = Format::Txt.name())]
+    format: Format,
     /// Only this IP version
     #[arg(long, value_name = "4|6", value_parser = ["4", "6"], hide_possible_values = true)]
     family: Option<String>,
@@ -109,15 +121,12 @@ struct PrefixesArgs {
     url: Option<String>,
 }
 
-/// The forms that `prefixes` prints; the same words as the endings of `/prefixes.…`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PrintedFormat {
-    Txt,
-    Json,
-    Csv,
-    Nft,
-    Ipset,
-    Rsc,
+/// Reads the name of a form of the set.
+fn formats() -> impl TypedValueParser<Value = Format> {
+    let all = || Format::PREFIXES.into_iter().chain(Format::FEEDS);
+    let names = PossibleValuesParser::new(all().map(Format::name));
+    // The parser lets only these names through.
+    names.map(move |word| all().find(|format| format.name() == word).unwrap_or(Format::Txt))
 }
 
 /// Why a command ended early.
@@ -209,6 +218,7 @@ impl Cli {
             Some(Command::Check(args)) => check::run(&self.file, &args),
             Some(Command::Explain(args)) => explain::run(&self.file, &args),
             Some(Command::Prefixes(args)) => prefixes::run(&self.file, &args),
+            Some(Command::Nft(command)) => nft::run(&self.file, &command),
         }
     }
 }

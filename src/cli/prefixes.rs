@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use ureq::http::Uri;
 
-use super::{ConfigFile, Failure, PrefixesArgs, PrintedFormat};
+use super::{ConfigFile, Failure, PrefixesArgs};
 use crate::config::Config;
+use crate::export::format::Format;
 
 /// How long a feed may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -16,13 +17,9 @@ const BODY_BYTES_MAX: u64 = 1 << 30;
 
 /// Fetches and prints the set.
 pub(super) fn run(file: &ConfigFile, args: &PrefixesArgs) -> Result<(), Failure> {
-    let ending = match args.format {
-        PrintedFormat::Txt => "txt",
-        PrintedFormat::Json => "json",
-        PrintedFormat::Csv => "csv",
-        PrintedFormat::Nft => "nft",
-        PrintedFormat::Ipset => "ipset",
-        PrintedFormat::Rsc => "rsc",
+    let page = match args.format {
+        format if Format::PREFIXES.contains(&format) => format!("prefixes.{}", format.name()),
+        feed => format!("feeds/{}.txt", feed.name()),
     };
     let base = match &args.url {
         Some(url) => url.clone(),
@@ -32,7 +29,7 @@ pub(super) fn run(file: &ConfigFile, args: &PrefixesArgs) -> Result<(), Failure>
     query.extend(args.family.as_ref().map(|family| format!("family={family}")));
     query.extend(args.app.as_ref().map(|apps| format!("app={}", percent_encoded(apps))));
     query.extend(args.origin.as_ref().map(|origin| format!("origin={}", percent_encoded(origin))));
-    let url = format!("{base}/prefixes.{ending}{}{}", if query.is_empty() { "" } else { "?" }, query.join("&"));
+    let url = format!("{base}/{page}{}{}", if query.is_empty() { "" } else { "?" }, query.join("&"));
     super::print(get(&url)?)
 }
 

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crate::pipeline::TagOptions;
 use crate::source::{Location, Problem, Problems};
-use crate::{cache, catalogue, export, forward, learn, listen, web};
+use crate::{cache, catalogue, export, forward, learn, listen, store, web};
 
 mod env;
 mod error;
@@ -63,6 +63,10 @@ pub struct Config {
     pub tag: TagOptions,
     /// `[learn]`; `own` holds the addresses that we listen on and those of the upstreams, sorted.
     pub learn: learn::Options,
+    /// `[store]`; the path already starts at the file's folder. `None` keeps nothing over a restart; no file says so.
+    pub store: Option<store::Options>,
+    /// `[[export.nftables]]`, in the order of the file.
+    pub export_nftables: Vec<export::nftables::Options>,
     /// `[[export.file]]`, in the order of the file; paths already start at the file's folder.
     pub export_files: Vec<export::file::Options>,
     /// `[log]`.
@@ -136,12 +140,17 @@ impl Default for Config {
             watch: true,
             tag: TagOptions::default(),
             learn: learn::Options { own, ..learn::Options::default() },
+            store: Some(store::Options { path: STORE_BY_DEFAULT.into(), durability: store::Durability::default() }),
+            export_nftables: Vec::new(),
             export_files: Vec::new(),
             log: LogOptions::default(),
             not_built: Vec::new(),
         }
     }
 }
+
+/// Where the set is kept unless `store.path` says otherwise.
+const STORE_BY_DEFAULT: &str = "greenlane.redb";
 
 /// Where feeds, API and metrics are served unless `listen.web` says otherwise.
 const WEB_BY_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8053);

@@ -16,7 +16,7 @@ use super::raw::Item;
 use super::units::{parse_duration, parse_size, print_duration, print_size};
 use super::upstream;
 use crate::catalogue::AppId;
-use crate::export::format::Format;
+use crate::export::format::Dialect;
 use crate::forward::Upstream;
 use crate::name::Name;
 use crate::prefix::{Family, Prefix, PrefixError};
@@ -314,8 +314,9 @@ impl Item<'_> {
     }
 
     /// Reads the dialect of an exported file.
-    pub(super) fn format(&self, faults: &mut Faults) -> Option<Format> {
-        self.word(&Format::ALL.map(|format| (format.name(), format)), faults)
+    pub(super) fn dialect(&self, faults: &mut Faults) -> Option<Dialect> {
+        let words: Vec<(&str, Dialect)> = Dialect::all().map(|dialect| (dialect.name(), dialect)).collect();
+        self.word(&words, faults)
     }
 
     /// Reads the code of an EDNS option: 0 for none, or one for local use (RFC 6891 §9).

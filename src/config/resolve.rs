@@ -11,25 +11,30 @@ use super::key::{AnyKey, State, Unset};
 use super::raw::{At, Entries, Raw};
 use super::units::print_duration;
 use super::{Config, LogOptions, table, upstream};
+use crate::export::nftables::{self, Mode, SetNames, TableFamily};
 use crate::forward::{Route, Upstream};
 use crate::pipeline::TagOptions;
 use crate::prefix::Prefix;
 use crate::source::{Located, Location, Problem};
-use crate::{cache, catalogue, export, forward, learn, listen, web};
+use crate::store::Durability;
+use crate::{cache, catalogue, export, forward, learn, listen, store, web};
 
 /// Makes the configuration. Relative paths start at `folder`.
 pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Config {
     let entries = &raw.entries;
-    let (listen, web) = sockets(entries, faults);
+    let (listen, web) = sockets(entries, folder, faults);
     let forward = forward(raw, &listen, faults);
     let own = own_addresses(&listen, &forward);
+    let learn = learn(entries, own, faults);
     Config {
         web,
         cache: cache(entries, faults),
         catalogue: catalogue(entries, folder, faults),
         watch: entries.read(&table::CATALOGUE_WATCH, faults).unwrap_or(true),
         tag: tag(entries, faults),
-        learn: learn(entries, own, faults),
+        store: Some(store(entries, folder, faults)),
+        export_nftables: export_nftables(raw, &learn, faults),
+        learn,
         export_files: export_files(raw, folder, faults),
         log: log(entries, faults),
         not_built: not_built(raw, faults),
@@ -52,7 +57,7 @@ pub(super) fn check_required(raw: &Raw<'_>, faults: &mut Faults) {
 }
 
 /// `[listen]`, `[clients]` and `[web]`, which share the ports of this host.
-fn sockets(entries: &Entries<'_>, faults: &mut Faults) -> (listen::Options, web::Options) {
+fn sockets(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> (listen::Options, web::Options) {
     let default = Config::default();
     let dns = entries.read(&table::LISTEN_DNS, faults);
     let web = entries.read(&table::LISTEN_WEB, faults);
@@ -70,6 +75,8 @@ fn sockets(entries: &Entries<'_>, faults: &mut Faults) -> (listen::Options, web:
     let web = web::Options {
         listen: web.unwrap_or(default.web.listen),
         allow: entries.read(&table::WEB_ALLOW, faults).unwrap_or(default.web.allow),
+        read_token_file: entries.read(&table::WEB_READ_TOKEN_FILE, faults).map(|path| start_at(folder, path)),
+        admin_token_file: entries.read(&table::WEB_ADMIN_TOKEN_FILE, faults).map(|path| start_at(folder, path)),
     };
     (listen, web)
 }
@@ -295,12 +302,54 @@ fn learn(entries: &Entries<'_>, own: Vec<Prefix>, faults: &mut Faults) -> learn:
 }
 
 /// `[[export.file]]`, each path once.
+fn store(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> store::Options {
+    let path = entries.read(&table::STORE_PATH, faults).unwrap_or_else(|| super::STORE_BY_DEFAULT.into());
+    let durability = match entries.read(&table::STORE_DURABILITY, faults) {
+        Some("disk") => Durability::Disk,
+        _ => Durability::Process,
+    };
+    store::Options { path: start_at(folder, path), durability }
+}
+
+/// `[[export.nftables]]`: in a table of ours every set is there, in the operator's only those that are named.
+fn export_nftables(raw: &Raw<'_>, learn: &learn::Options, faults: &mut Faults) -> Vec<nftables::Options> {
+    let mut engines = Vec::new();
+    let mut places = Vec::new();
+    for table in raw.tables("export.nftables") {
+        let entries = &table.entries;
+        let is_own = entries.read(&table::NFTABLES_MODE, faults) != Some("guest");
+        let set = |key, name: &str, faults: &mut Faults| {
+            entries.read(key, faults).or_else(|| is_own.then(|| name.to_owned()))
+        };
+        let sets = SetNames {
+            learned4: set(&table::NFTABLES_LEARNED4, "learned4", faults),
+            learned6: set(&table::NFTABLES_LEARNED6, "learned6", faults),
+            static4: set(&table::NFTABLES_STATIC4, "static4", faults),
+            static6: set(&table::NFTABLES_STATIC6, "static6", faults),
+        };
+        let mark = entries.read(&table::NFTABLES_MARK, faults).unwrap_or(nftables::MARK);
+        // What has ended counts until the kernel collects it, so there is room for twice the bound.
+        let size = u32::try_from(learn.max_total.saturating_mul(2)).unwrap_or(u32::MAX);
+        let family = match entries.read(&table::NFTABLES_FAMILY, faults) {
+            Some("ip") => TableFamily::Ip,
+            Some("ip6") => TableFamily::Ip6,
+            _ => TableFamily::Inet,
+        };
+        let name = entries.read(&table::NFTABLES_TABLE, faults).unwrap_or_else(|| "greenlane".to_owned());
+        let place = Located::new(format!("{} {name}", family.as_str()), table.at.location());
+        check_once(table::NFTABLES_TABLE.spec.path, &mut places, place, String::clone, faults);
+        let mode = if is_own { Mode::Own { mark, size } } else { Mode::Guest };
+        engines.push(nftables::Options { mode, family, table: name, sets, hold: learn.hold });
+    }
+    engines
+}
+
 fn export_files(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Vec<export::file::Options> {
     let mut files = Vec::new();
     let mut paths = Vec::new();
     for table in raw.tables("export.file") {
         let path = table.entries.read(&table::FILE_PATH, faults);
-        let format = table.entries.read(&table::FILE_FORMAT, faults).unwrap_or(export::format::Format::Txt);
+        let format = table.entries.read(&table::FILE_FORMAT, faults).unwrap_or_default();
         let on_change = table.entries.read(&table::FILE_ON_CHANGE, faults).unwrap_or_default();
         let Some(path) = path else {
             continue;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::key::{AnyKey, Key, Shape, Spec, State, Table, Unset};
 use super::{LogFormat, LogLevel};
 use crate::catalogue::AppId;
-use crate::export::format::Format;
+use crate::export::format::Dialect;
 use crate::forward::{Strategy, TrustAd, Upstream};
 use crate::name::Name;
 use crate::prefix::Prefix;
@@ -69,7 +69,7 @@ tables! {
     /// How the set reaches firewalls, besides the feeds on listen.web.
     "export", Once, Built;
     /// Sets of the local nftables, filled before the client reads the answer.
-    "export.nftables", Many, Later;
+    "export.nftables", Many, Built;
     /// A file that holds the set, replaced atomically at each change.
     "export.file", Many, Built;
     /// Clients with apps of their own choice; others get every app.
@@ -237,9 +237,9 @@ keys! {
     LEARN_WARM_NAMES: PathBuf = "learn.warm-names", Later, Absent(r#""warm-names.txt""#), |item, faults| item.path(faults);
 
     /// The file of the set.
-    STORE_PATH: PathBuf = "store.path", Later, Default(r#""greenlane.redb""#), |item, faults| item.path(faults);
+    STORE_PATH: PathBuf = "store.path", Built, Default(r#""greenlane.redb""#), |item, faults| item.path(faults);
     /// What a commit survives: the end of the "process", or of the "disk"'s power.
-    STORE_DURABILITY: &'static str = "store.durability", Later, Default(r#""process""#),
+    STORE_DURABILITY: &'static str = "store.durability", Built, Default(r#""process""#),
         |item, faults| item.choice(&["process", "disk"], faults);
     /// A Valkey or Redis server that joins several resolvers.
     STORE_CLUSTER: String = "store.cluster", Later, Absent(r#""rediss://valkey.corp.example:6379""#),
@@ -251,24 +251,24 @@ keys! {
     EXPORT_MAX_SHRINK: f64 = "export.max-shrink", Later, Default("0.5"), |item, faults| item.share(faults);
 
     /// "own": a table of ours with sets and a mark; "guest": sets of yours.
-    NFTABLES_MODE: &'static str = "export.nftables.mode", Later, Default(r#""own""#),
+    NFTABLES_MODE: &'static str = "export.nftables.mode", Built, Default(r#""own""#),
         |item, faults| item.choice(&["own", "guest"], faults);
     /// The table's family.
-    NFTABLES_FAMILY: &'static str = "export.nftables.family", Later, Default(r#""inet""#),
+    NFTABLES_FAMILY: &'static str = "export.nftables.family", Built, Default(r#""inet""#),
         |item, faults| item.choice(&["inet", "ip", "ip6"], faults);
     /// The table's name.
-    NFTABLES_TABLE: String = "export.nftables.table", Later, Default(r#""greenlane""#), |item, faults| item.nft_name(faults);
-    /// The bits that mark a bypassed flow.
-    NFTABLES_MARK: u32 = "export.nftables.mark", Later, Default("0x10000000"),
+    NFTABLES_TABLE: String = "export.nftables.table", Built, Default(r#""greenlane""#), |item, faults| item.nft_name(faults);
+    /// The bits that mark a bypassed flow; in a table of ours only.
+    NFTABLES_MARK: u32 = "export.nftables.mark", Built, Default("0x10000000"),
         |item, faults| item.number(1..=U32_MAX, faults);
-    /// Set of learned IPv4 addresses.
-    NFTABLES_LEARNED4: String = "export.nftables.learned4", Later, Default(r#""learned4""#), |item, faults| item.nft_name(faults);
+    /// Set of learned IPv4 addresses. In your table only the sets that are named are filled.
+    NFTABLES_LEARNED4: String = "export.nftables.learned4", Built, Default(r#""learned4""#), |item, faults| item.nft_name(faults);
     /// Set of learned IPv6 addresses.
-    NFTABLES_LEARNED6: String = "export.nftables.learned6", Later, Default(r#""learned6""#), |item, faults| item.nft_name(faults);
+    NFTABLES_LEARNED6: String = "export.nftables.learned6", Built, Default(r#""learned6""#), |item, faults| item.nft_name(faults);
     /// Set of listed IPv4 prefixes.
-    NFTABLES_STATIC4: String = "export.nftables.static4", Later, Default(r#""static4""#), |item, faults| item.nft_name(faults);
+    NFTABLES_STATIC4: String = "export.nftables.static4", Built, Default(r#""static4""#), |item, faults| item.nft_name(faults);
     /// Set of listed IPv6 prefixes.
-    NFTABLES_STATIC6: String = "export.nftables.static6", Later, Default(r#""static6""#), |item, faults| item.nft_name(faults);
+    NFTABLES_STATIC6: String = "export.nftables.static6", Built, Default(r#""static6""#), |item, faults| item.nft_name(faults);
     /// Whether an address is open to "all", or to the "client" that asked.
     NFTABLES_SCOPE: &'static str = "export.nftables.scope", Later, Default(r#""all""#),
         |item, faults| item.choice(&["all", "client"], faults);
@@ -276,8 +276,8 @@ keys! {
     /// The file; its folder must exist.
     FILE_PATH: Located<PathBuf> = "export.file.path", Built, Required(r#""/var/lib/greenlane/prefixes.txt""#),
         |item, faults| item.located_path(faults);
-    /// Its form: txt, json, csv, nft, ipset or rsc.
-    FILE_FORMAT: Format = "export.file.format", Built, Default(r#""txt""#), |item, faults| item.format(faults);
+    /// Its form: txt, json, csv, nft, ipset, rsc, domains, or the name of a feed, such as paloalto or squid-ip.
+    FILE_FORMAT: Dialect = "export.file.format", Built, Default(r#""txt""#), |item, faults| item.dialect(faults);
     /// A command to run after a change: program and arguments, no shell.
     FILE_ON_CHANGE: Vec<String> = "export.file.on-change", Built, Default("[]"), |item, faults| item.command(faults);
 
@@ -292,9 +292,9 @@ keys! {
     ZONE_FILE: PathBuf = "zone.file", Later, Required(r#""zones/corp.zone""#), |item, faults| item.path(faults);
 
     /// A file whose first line is the token for reading what is not public.
-    WEB_READ_TOKEN_FILE: PathBuf = "web.read-token-file", Later, Absent(r#""/etc/greenlane/read-token""#), |item, faults| item.path(faults);
+    WEB_READ_TOKEN_FILE: PathBuf = "web.read-token-file", Built, Absent(r#""/etc/greenlane/read-token""#), |item, faults| item.path(faults);
     /// A file whose first line is the token for actions.
-    WEB_ADMIN_TOKEN_FILE: PathBuf = "web.admin-token-file", Later, Absent(r#""/etc/greenlane/admin-token""#), |item, faults| item.path(faults);
+    WEB_ADMIN_TOKEN_FILE: PathBuf = "web.admin-token-file", Built, Absent(r#""/etc/greenlane/admin-token""#), |item, faults| item.path(faults);
     /// Whether it speaks HTTPS, with the certificate of [tls].
     WEB_TLS: bool = "web.tls", Later, Default("false"), |item, faults| item.flag(faults);
     /// Prefixes that may connect; empty for all.

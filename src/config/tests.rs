@@ -9,7 +9,7 @@ use super::key::{AnyKey, Shape, State, Table, Unset, find_table};
 use super::raw::variable_of;
 use super::table::{KEYS, TABLES};
 use super::*;
-use crate::export::format::Format;
+use crate::export::format::{Dialect, Format};
 use crate::forward::{Protocol, Strategy as Order, TrustAd};
 
 fn read(text: &str) -> Result<Config, Problems> {
@@ -79,10 +79,11 @@ fn shipped_examples_are_right_once_uncommented() {
     // What stands behind `#` in a `[[table]]` is the default too, where there is one.
     let bare = read("[[export.file]]\npath = \"/var/lib/greenlane/prefixes.txt\"").unwrap();
     assert_eq!(config.export_files, bare.export_files);
-    // Each key and table without a default is now set.
+    // Each key and table without a default is now set; those that are not built warn.
     let later = |table: &&Table| table.state == State::Later;
     let absent = |key: &&&dyn AnyKey| {
         matches!(key.spec().unset, Unset::Absent(_))
+            && key.spec().state == State::Later
             && find_table(key.spec().table()).is_some_and(|table| table.state == State::Built)
     };
     let warned = TABLES.iter().filter(later).count() + KEYS.iter().filter(absent).count();
@@ -211,8 +212,8 @@ fn every_built_key_reaches_its_option() {
         }
     );
     assert_eq!(config.export_files[0].path, PathBuf::from("out/set.nft"));
-    assert_eq!(config.export_files[0].format, Format::Nft);
-    assert_eq!(config.export_files[1].format, Format::Txt);
+    assert_eq!(config.export_files[0].format, Dialect::Set(Format::Nft));
+    assert_eq!(config.export_files[1].format, Dialect::Set(Format::Txt));
     assert_eq!(config.export_files[1].on_change, ["systemctl", "reload", "squid"]);
     assert_eq!(config.log, LogOptions { level: LogLevel::Debug, format: LogFormat::Json });
     assert_eq!(config.not_built, []);
@@ -220,10 +221,13 @@ fn every_built_key_reaches_its_option() {
 
 #[test]
 fn relative_paths_start_at_the_folder_of_the_file() {
-    let text = "[catalogue]\npath = \"lists\"\n[[export.file]]\npath = \"a.txt\"\non-change = [\"./load\"]";
+    let text = "[catalogue]\npath = \"lists\"\n[[export.file]]\npath = \"a.txt\"\non-change = [\"./load\"]\n\
+        [web]\nread-token-file = \"read\"\nadmin-token-file = \"/run/admin\"";
     let config = Config::from_text(text, Path::new("/etc/greenlane/config.toml"), &Env::none()).unwrap();
     assert_eq!(config.catalogue.path, PathBuf::from("/etc/greenlane/lists"));
     assert_eq!(config.export_files[0].path, PathBuf::from("/etc/greenlane/a.txt"));
+    assert_eq!(config.web.read_token_file, Some(PathBuf::from("/etc/greenlane/read")));
+    assert_eq!(config.web.admin_token_file, Some(PathBuf::from("/run/admin")));
     assert_eq!(config.export_files[0].on_change, ["/etc/greenlane/./load"]);
     let config = Config::from_text("", Path::new("/etc/greenlane/config.toml"), &Env::none()).unwrap();
     assert_eq!(config.catalogue.path, PathBuf::from("/etc/greenlane/zones"));
@@ -321,7 +325,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[export.file]]\npath = \"x\"\nformat = \"xml\"",
-        "3:10: export.file.format: expected \"txt\", \"json\", \"csv\", \"nft\", \"ipset\" or \"rsc\", found \"xml\"",
+        "3:10: export.file.format: expected \"txt\", \"json\", \"csv\", \"nft\", \"ipset\", \"rsc\", \"paloalto\", \"fortigate\", \"opnsense\", \"pfsense\", \"checkpoint\", \"cisco\", \"mikrotik\", \"squid-ip\", \"squid-domains\" or \"domains\", found \"xml\"",
     ),
     (
         "[[export.file]]\npath = \"x\"\non-change = [\"\"]",
@@ -560,8 +564,8 @@ prefetch = false
 name = \"guests\"
 clients = [\"10.0.0.0/8\"]
 apps = [\"zoom\"]
-[[export.nftables]]
-mark = 0x20000000
+[[zone]]
+file = \"corp.zone\"
 [listen]
 dot = [\"0.0.0.0:853\"]
 ";
@@ -571,9 +575,36 @@ dot = [\"0.0.0.0:853\"]
         [
             "config.toml:2:12: cache.prefetch: not built yet, setting it has no effect",
             "config.toml:3:1: [[group]]: not built yet, setting it has no effect",
-            "config.toml:7:1: [[export.nftables]]: not built yet, setting it has no effect",
+            "config.toml:7:1: [[zone]]: not built yet, setting it has no effect",
             "config.toml:10:7: listen.dot: not built yet, setting it has no effect",
         ]
+    );
+}
+
+#[test]
+fn nftables_of_ours_have_every_set_and_those_of_the_operator_the_named_ones() {
+    use crate::export::nftables::{Mode, SetNames, TableFamily};
+    let text = "\
+[learn]
+max-total = 100
+[[export.nftables]]
+mark = 0x20000000
+[[export.nftables]]
+mode = \"guest\"
+family = \"ip\"
+table = \"filter\"
+learned4 = \"bypass\"
+";
+    let engines = read(text).unwrap().export_nftables;
+    assert_eq!(engines[0].mode, Mode::Own { mark: 0x2000_0000, size: 200 });
+    assert_eq!((engines[0].family, engines[0].table.as_str()), (TableFamily::Inet, "greenlane"));
+    assert_eq!(engines[0].sets.static6.as_deref(), Some("static6"));
+    assert_eq!((engines[1].mode, engines[1].family), (Mode::Guest, TableFamily::Ip));
+    assert_eq!(engines[1].sets, SetNames { learned4: Some("bypass".to_owned()), ..SetNames::default() });
+    let twice = "[[export.nftables]]\n[[export.nftables]]\nmode = \"guest\"\n";
+    assert_eq!(
+        messages(read(twice)),
+        ["config.toml:2:1: export.nftables.table: inet greenlane stands already at config.toml:1:1, expected it once"]
     );
 }
 
@@ -707,5 +738,13 @@ proptest! {
     fn no_variable_panics(name in "[A-Z_]{0,12}", value in any::<String>(), key in prop::sample::select(KEYS.iter().map(|key| key.spec().path).collect::<Vec<_>>())) {
         let _ = read_with("", &[(&format!("GREENLANE__{name}"), &value)]);
         let _ = read_with("", &[(&variable_of(key), &value)]);
+    }
+}
+
+#[test]
+fn file_may_hold_any_feed() {
+    for dialect in Dialect::all() {
+        let config = read(&format!("[[export.file]]\npath = \"x\"\nformat = \"{}\"", dialect.name())).unwrap();
+        assert_eq!(config.export_files[0].format, dialect);
     }
 }

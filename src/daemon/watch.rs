@@ -58,14 +58,13 @@ pub(super) fn start(daemon: &Arc<Daemon>, folder: &Path) -> Option<Watch> {
 }
 
 impl Watch {
-    /// Watches `folder` instead, if it is another one.
+    /// Watches `folder` from now on: another one than before, or the same, which may have been removed and made anew.
     pub(super) fn turn_to(&mut self, folder: &Path) {
-        if folder == self.folder {
-            return;
+        if folder != self.folder {
+            // One that was removed is watched no longer anyway.
+            let _ = self.watcher.unwatch(&self.folder);
+            folder.clone_into(&mut self.folder);
         }
-        // One that was removed is watched no longer anyway.
-        let _ = self.watcher.unwatch(&self.folder);
-        folder.clone_into(&mut self.folder);
         if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
             tell(folder, &error);
         }

@@ -4,7 +4,7 @@
 //!   new serial ─▶ wait 200 ms for more ─▶ render ─▶ same bytes? done
 //!                                              └─▶ temporary file ─▶ fsync ─▶ rename ─▶ fsync folder ─▶ command
 //! ```
-//! A reader of the file sees the old list or the new one, never a part. [`keep`] follows the set for one file: a failed
+//! A file of names follows the lists instead of the serial. A reader of the file sees the old list or the new one, never a part. [`keep`] follows the set for one file: a failed
 //! write is counted, told once, and tried again with growing pauses until it works; the file meanwhile stays as it was.
 //! The command runs without a shell and without input, at most 30 s, never twice at once; a change while it runs makes
 //! it run again afterwards. A file that holds these bytes already is left alone, and no command runs.
@@ -15,16 +15,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{IntCounterVec, Opts};
 use thiserror::Error;
 use tokio::process::Command;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::Query;
-use super::format::Format;
+use super::format::Dialect;
+use crate::catalogue::Catalogue;
 use crate::metrics::Registry;
 use crate::set::{Event, Reader, Snapshot, Subscription};
 
@@ -43,9 +44,18 @@ pub struct Options {
     /// The file; its folder must exist.
     pub path: PathBuf,
     /// What is written into it.
-    pub format: Format,
+    pub format: Dialect,
     /// The command to run after a change: program and arguments, no shell; empty for none.
     pub on_change: Vec<String>,
+}
+
+/// What files are written from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// The set.
+    pub reader: Reader,
+    /// The lists in force; a reload sends new ones.
+    pub catalogue: watch::Receiver<Arc<Catalogue>>,
 }
 
 /// Why a file cannot be kept.
@@ -124,30 +134,37 @@ pub fn check(options: &Options) -> Result<(), CheckError> {
 /// Keeps one file equal to the set until `shutdown` is cancelled. Start it once the set is restored.
 ///
 /// A command that runs at that moment is left to end by itself: a firewall reload cut in half helps nobody.
-pub async fn keep(options: Options, reader: Reader, metrics: Metrics, shutdown: CancellationToken) {
+pub async fn keep(options: Options, sources: Sources, metrics: Metrics, shutdown: CancellationToken) {
     let changed = Notify::new();
     tokio::join!(
-        write_changes(&options, &reader, &metrics, &changed, &shutdown),
+        write_changes(&options, sources, &metrics, &changed, &shutdown),
         run_commands(&options, &metrics, &changed, &shutdown),
     );
 }
 
-/// Writes the file whenever the serial moves on, and tells `changed` when its bytes did.
+/// Writes the file whenever what it shows moves on, and tells `changed` when its bytes did.
 async fn write_changes(
     options: &Options,
-    reader: &Reader,
+    mut sources: Sources,
     metrics: &Metrics,
     changed: &Notify,
     shutdown: &CancellationToken,
 ) {
-    let mut subscription = reader.subscribe();
+    let mut subscription = sources.reader.subscribe();
     let mut retry = RETRY_MIN;
     let mut is_failing = false;
+    let mut is_cut = false;
     loop {
-        let snapshot = reader.snapshot();
+        let snapshot = sources.reader.snapshot();
         let serial = snapshot.serial();
-        let pause = match write_off_thread(options, snapshot).await {
-            Ok(outcome) => {
+        let catalogue = Arc::clone(&sources.catalogue.borrow_and_update());
+        let pause = match write_off_thread(options, snapshot, catalogue).await {
+            Ok((outcome, omitted)) => {
+                let was_cut = std::mem::replace(&mut is_cut, omitted > 0);
+                if is_cut && !was_cut {
+                    let (path, format) = (options.path.display(), options.format.name());
+                    tracing::warn!(%path, format, omitted, "the export file is at its format's limit and leaves out prefixes");
+                }
                 if outcome == Written::Changed {
                     metrics.writes.with_label_values(&["done"]).inc();
                     changed.notify_one();
@@ -172,7 +189,10 @@ async fn write_changes(
             match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => {
-                    newer(&mut subscription, serial).await;
+                    match options.format {
+                        Dialect::Set(_) => newer(&mut subscription, serial).await,
+                        Dialect::Names(_) => relisted(&mut sources.catalogue).await,
+                    }
                     tokio::time::sleep(DEBOUNCE).await;
                 }
             }
@@ -194,6 +214,13 @@ async fn newer(subscription: &mut Subscription, serial: u64) {
     }
 }
 
+/// Waits until there are other lists; for ever once nobody can send any.
+async fn relisted(catalogue: &mut watch::Receiver<Arc<Catalogue>>) {
+    if catalogue.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// What a write came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Written {
@@ -203,9 +230,17 @@ enum Written {
     Same,
 }
 
-async fn write_off_thread(options: &Options, snapshot: Snapshot) -> io::Result<Written> {
+/// Renders and writes; returns how many prefixes the format's limit left out, too.
+async fn write_off_thread(
+    options: &Options,
+    snapshot: Snapshot,
+    catalogue: Arc<Catalogue>,
+) -> io::Result<(Written, usize)> {
     let (path, format) = (options.path.clone(), options.format);
-    let work = move || replace(&path, &format.render(&snapshot, &Query::default()).bytes);
+    let work = move || {
+        let rendered = format.render(&snapshot, &catalogue);
+        replace(&path, &rendered.bytes).map(|written| (written, rendered.omitted.unwrap_or(0)))
+    };
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
@@ -327,7 +362,9 @@ async fn run(program: &str, arguments: &[String], limit: Duration) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue;
     use crate::clock::Timestamp;
+    use crate::export::format::{Format, Names};
     use crate::set::{Draft, Session, StaticEntry};
 
     const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -337,16 +374,24 @@ mod tests {
     }
 
     fn statics(draft: &mut Draft, prefixes: &[&str]) {
-        let entry = |text: &&str| StaticEntry {
-            prefix: text.parse().unwrap(),
-            apps: [crate::catalogue::AppId::new("zoom")].into(),
-        };
+        let entry =
+            |text: &&str| StaticEntry { prefix: text.parse().unwrap(), apps: [catalogue::AppId::new("zoom")].into() };
         draft.set_statics(prefixes.iter().map(entry).collect());
         draft.commit(NOW);
     }
 
+    fn catalogue(list: &str) -> Arc<Catalogue> {
+        let options = catalogue::Options::default();
+        let lists = [("zones/zoom.list", list.as_bytes())];
+        Arc::new(catalogue::compile(lists, &options, jiff::civil::date(2027, 1, 15)).unwrap().catalogue)
+    }
+
+    fn sources(draft: &Draft) -> Sources {
+        Sources { reader: draft.reader(), catalogue: watch::channel(catalogue("zoom.us\n")).1 }
+    }
+
     fn options(path: PathBuf, on_change: &[&str]) -> Options {
-        Options { path, format: Format::Txt, on_change: on_change.iter().map(|&word| word.to_owned()).collect() }
+        Options { path, format: Dialect::default(), on_change: on_change.iter().map(|&word| word.to_owned()).collect() }
     }
 
     /// Waits until `is_so`, at most 10 s.
@@ -403,7 +448,7 @@ mod tests {
         let registry = Registry::new();
         let kept = tokio::spawn(keep(
             options(path.clone(), &["sh", "-c", &script]),
-            draft.reader(),
+            sources(&draft),
             Metrics::new(&registry),
             shutdown.clone(),
         ));
@@ -418,6 +463,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn file_of_names_follows_the_lists() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("names");
+        let options = Options { format: Dialect::Names(Names::Squid), ..options(path.clone(), &[]) };
+        let (lists, receiver) = watch::channel(catalogue("zoom.us\n"));
+        let draft = draft();
+        let sources = Sources { reader: draft.reader(), catalogue: receiver };
+        let shutdown = CancellationToken::new();
+        let kept = tokio::spawn(keep(options, sources, Metrics::new(&Registry::new()), shutdown.clone()));
+        until(|| fs::read(&path).is_ok_and(|bytes| bytes == b".zoom.us\n")).await;
+        lists.send_replace(catalogue("zoom.us\n=eu.zoom.example\n"));
+        until(|| fs::read(&path).is_ok_and(|bytes| bytes == b".zoom.us\neu.zoom.example\n")).await;
+        shutdown.cancel();
+        kept.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn file_keeps_to_the_limit_of_its_product() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options { format: Dialect::Set(Format::Cisco), ..options(folder.path().join("list.txt"), &[]) };
+        let limit = Format::Cisco.limit().unwrap().get();
+        let prefixes: Vec<String> =
+            (0..=limit).map(|i| format!("{}/32", std::net::Ipv4Addr::from((1 << 24) + 2 * i))).collect();
+        let mut draft = draft();
+        statics(&mut draft, &prefixes.iter().map(String::as_str).collect::<Vec<_>>());
+        let (written, omitted) =
+            write_off_thread(&options, draft.reader().snapshot(), catalogue("zoom.us\n")).await.unwrap();
+        assert_eq!((written, omitted), (Written::Changed, 1));
+        assert_eq!(fs::read_to_string(&options.path).unwrap().lines().count(), limit as usize);
+    }
+
+    #[tokio::test]
     async fn failed_write_is_tried_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("late/list.txt");
@@ -427,7 +504,7 @@ mod tests {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);
         let failed = metrics.writes.with_label_values(&["failed"]);
-        let kept = tokio::spawn(keep(options(path.clone(), &[]), draft.reader(), metrics, shutdown.clone()));
+        let kept = tokio::spawn(keep(options(path.clone(), &[]), sources(&draft), metrics, shutdown.clone()));
         until(|| failed.get() > 0).await;
         fs::create_dir(folder.path().join("late")).unwrap();
         until(|| fs::read(&path).is_ok_and(|bytes| bytes == b"192.0.2.0/24\n")).await;

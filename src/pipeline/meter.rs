@@ -24,6 +24,8 @@ pub(super) struct Meter {
     pub(super) hits: IntCounter,
     pub(super) misses: IntCounter,
     tagged: IntCounterVec,
+    /// Tagged answers, each once however many apps it has.
+    pub(super) tagged_answers: IntCounter,
 }
 
 impl Meter {
@@ -46,6 +48,10 @@ impl Meter {
             Opts::new("greenlane_tag_answers_total", "Answers under a bypass trigger by app, hits included."),
             &["app"],
         ));
+        let tagged_answers = registry.add(IntCounter::new(
+            "greenlane_listen_tagged_total",
+            "Responses under a bypass trigger, each once however many apps it has.",
+        ));
         registry.add(CacheSize::new(cache));
         Self {
             responses: RCODES.map(|name| responses.with_label_values(&[name])),
@@ -54,6 +60,7 @@ impl Meter {
             hits: lookups.with_label_values(&["hit"]),
             misses: lookups.with_label_values(&["miss"]),
             tagged,
+            tagged_answers,
         }
     }
 

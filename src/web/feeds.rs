@@ -1,4 +1,4 @@
-//! Lists for firewalls: `/prefixes.<format>` and `/domains.txt`.
+//! Lists for firewalls: `/prefixes.<format>`, `/feeds/<product>.txt` and `/domains.txt`.
 //!
 //! ```text
 //!   request ─▶ ready? ─▶ query ─▶ snapshot ─▶ preconditions ─▶ store ─▶ rendered once ─▶ coding ─▶ consumer
@@ -7,13 +7,9 @@
 //! The entity tag of a list is `"<session>-<serial>"`, that of its compressed copy ends in `-gz`. The query is part of
 //! the URL and the bytes are a function of both, so no more is needed.
 //!
-//! `/domains.txt` has one line a name, sorted, each once: `example.com` stands for the name and for what lies below,
-//! `*.example.net` for what lies below alone. The form cannot say "only this name" nor "but not that one": a trigger
-//! `=name` is written as the bare name, and exceptions (`!`) are left out; a name that an exception or
-//! `catalogue.never` closes whole is not listed. Names are A-labels in the escapes of RFC 1035. Its entity tag is the
-//! catalogue's hash.
+//! The lists of names, `/domains.txt` and `/feeds/squid-domains.txt`, are functions of the catalogue alone; their entity
+//! tag is its hash.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -29,11 +25,9 @@ use super::query;
 use super::rendered::{Version, What};
 use super::reply::{failed, not_ready, refused, with_header};
 use super::state::Web;
-use crate::catalogue::{AppId, Catalogue, Kind, ListedName};
-use crate::export::format::Format;
-use crate::name::Name;
+use crate::export::format::{Format, Names};
 
-/// How many prefixes `max` left out.
+/// How many prefixes `max` or the product's limit left out.
 const OMITTED: HeaderName = HeaderName::from_static("x-greenlane-omitted");
 
 /// The bytes of a feed and how many prefixes were left out.
@@ -48,7 +42,7 @@ struct Feed {
     render: Render,
 }
 
-/// Answers `/prefixes.<format>`.
+/// Answers `/prefixes.<format>` and the products' lists of prefixes.
 pub(super) async fn prefixes(web: Arc<Web>, format: Format, uri: Uri, request: HeaderMap) -> Response {
     if !web.is_ready() {
         return not_ready();
@@ -65,15 +59,15 @@ pub(super) async fn prefixes(web: Arc<Web>, format: Format, uri: Uri, request: H
     let tag = format!("{}-{}", snapshot.session(), snapshot.serial());
     let render = Box::new(move || {
         let rendered = format.render(&snapshot, &query);
-        (rendered.bytes, query.max.map(|_| rendered.omitted))
+        (rendered.bytes, rendered.omitted)
     });
     let validators = Validators { tag, modified_secs: Some(modified_secs) };
     let version = (version.0, version.1, 0);
     send(&web, &request, Feed { validators, version, what, content_type: format.content_type(), render }).await
 }
 
-/// Answers `/domains.txt`.
-pub(super) async fn domains(web: Arc<Web>, uri: Uri, request: HeaderMap) -> Response {
+/// Answers `/domains.txt` and `/feeds/squid-domains.txt`.
+pub(super) async fn names(web: Arc<Web>, names: Names, uri: Uri, request: HeaderMap) -> Response {
     if !web.is_ready() {
         return not_ready();
     }
@@ -83,8 +77,8 @@ pub(super) async fn domains(web: Arc<Web>, uri: Uri, request: HeaderMap) -> Resp
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
     };
     let hash = catalogue.hash();
-    let what = What::Domains(apps.clone());
-    let render = Box::new(move || (domain_lines(&catalogue, apps.as_deref()), None));
+    let what = What::Names(names, apps.clone());
+    let render = Box::new(move || (names.render(&catalogue, apps.as_deref()), None));
     let feed = Feed {
         validators: Validators { tag: format!("{hash:016x}"), modified_secs: None },
         version: (0, 0, hash),
@@ -138,42 +132,4 @@ fn describe(headers: &mut HeaderMap, validators: &Validators, coding: Coding, no
     // Caches may keep a list and must ask each time: a stale one misses addresses.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
-}
-
-/// Writes the names that `apps`, or all, open.
-fn domain_lines(catalogue: &Catalogue, apps: Option<&[AppId]>) -> Vec<u8> {
-    let lines: BTreeSet<String> = catalogue
-        .names()
-        .filter(|listed| apps.is_none_or(|apps| apps.contains(listed.app)))
-        .filter(|listed| is_open(catalogue, listed))
-        .map(|listed| match listed.kind {
-            Kind::Below => format!("*.{}", listed.name),
-            Kind::Exact | Kind::Suffix | Kind::Never => listed.name.to_string(),
-        })
-        .collect();
-    let mut text = Vec::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
-    for line in lines {
-        text.extend_from_slice(line.as_bytes());
-        text.push(b'\n');
-    }
-    text
-}
-
-/// Returns whether the trigger opens the name that it is written as: a `!` at the same name and `catalogue.never` close it.
-fn is_open(catalogue: &Catalogue, listed: &ListedName<'_>) -> bool {
-    let asked = match listed.kind {
-        Kind::Below => match below(&listed.name) {
-            Some(name) => name,
-            // No name fits below it.
-            None => return false,
-        },
-        _ => listed.name.clone(),
-    };
-    catalogue.find(&asked).is_some_and(|id| catalogue.tag(id).has_app(listed.app.as_str()))
-}
-
-/// Returns some name right below `name`.
-fn below(name: &Name) -> Option<Name> {
-    let wire = [b"\x01*", name.as_wire()].concat();
-    Name::from_wire(&wire).ok()
 }

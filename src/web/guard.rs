@@ -1,15 +1,18 @@
 //! What every request passes first, and what every answer carries.
 //!
-//! Two kinds of endpoints. *Open* ones are lists and health: any client that may connect gets them, under whatever name
-//! it reaches us, since a firewall that is refused once may drop its whole list. The others tell what people look up;
-//! they are for loopback alone until a read token can be configured, and a web page must not read them through a name
-//! that it points at loopback (DNS rebinding): the `Host` has to be an address, `localhost`, or a name of this host.
+//! Three kinds of access. *Open* endpoints are lists and health: any client that may connect gets them, under whatever
+//! name it reaches us and whatever else it sends, since a firewall that is refused once may drop its whole list. To
+//! *read* the others, which tell what people look up, takes loopback or a token; to *act*, which is any method that
+//! is no reading one, loopback or the admin token. On loopback a web page must not get at either through a name that
+//! it points there (DNS rebinding): without a token the `Host` has to be an address, `localhost`, or a name of this
+//! host.
 //!
 //! | | peer on loopback | other peer |
 //! |---|---|---|
-//! | open endpoint, any `Host` | served | served |
-//! | other, `Host` is ours | served | 403 |
-//! | other, `Host` is not ours | 421 | 421 |
+//! | open endpoint, whatever is sent | served | served |
+//! | other, a token that suffices | served | served |
+//! | other, the read token for an action | as without | 403, `insufficient_scope` |
+//! | other, no token or a wrong one | `Host` is ours: served; else 421 | 401; 403 if no token is configured that could do it |
 //!
 //! A request of HTTP/1.1 without exactly one valid `Host` is answered with 400 (RFC 9112 §3.2).
 
@@ -17,14 +20,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::header::{HOST, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{StatusCode, Version};
+use axum::http::header::{HOST, HeaderName, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{Method, StatusCode, Version};
 use axum::middleware::Next;
 use axum::response::Response;
 use thiserror::Error;
 
 use super::reply::refused;
 use super::state::Web;
+use super::token::{Grant, Tokens};
 
 /// The address at the other end of the connection; IPv4-mapped addresses are IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,7 @@ pub(super) struct Peer(pub(super) IpAddr);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Prefixes,
+    Feeds,
     Domains,
     Delta,
     Watch,
@@ -62,6 +67,7 @@ impl Endpoint {
             "/readyz" => Self::Readyz,
             "/" => Self::Index,
             path if path.starts_with("/prefixes.") => Self::Prefixes,
+            path if path.starts_with("/feeds/") => Self::Feeds,
             _ => Self::Other,
         }
     }
@@ -69,6 +75,7 @@ impl Endpoint {
     fn name(self) -> &'static str {
         match self {
             Self::Prefixes => "prefixes",
+            Self::Feeds => "feeds",
             Self::Domains => "domains",
             Self::Delta => "delta",
             Self::Watch => "watch",
@@ -83,13 +90,32 @@ impl Endpoint {
         }
     }
 
-    /// Returns whether everybody who may connect is served; what is not there is not secret either.
-    fn is_open(self) -> bool {
+    /// Returns what it takes to use it by this method; what is not there is not secret either.
+    fn access(self, method: &Method) -> Access {
         match self {
-            Self::Prefixes | Self::Domains | Self::Metrics | Self::Healthz | Self::Readyz | Self::Other => true,
-            Self::Delta | Self::Watch | Self::Explain | Self::Apps | Self::Stats | Self::Index => false,
+            Self::Prefixes
+            | Self::Feeds
+            | Self::Domains
+            | Self::Metrics
+            | Self::Healthz
+            | Self::Readyz
+            | Self::Other => Access::Open,
+            Self::Delta | Self::Watch | Self::Explain | Self::Apps | Self::Stats | Self::Index => {
+                if [Method::GET, Method::HEAD].contains(method) { Access::Read } else { Access::Act }
+            }
         }
     }
+}
+
+/// What it takes to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Nothing.
+    Open,
+    /// Loopback, or any token.
+    Read,
+    /// Loopback, or the admin token.
+    Act,
 }
 
 /// Lets a request pass or answers it, and counts the answer.
@@ -97,7 +123,7 @@ pub(super) async fn guard(State(web): State<Arc<Web>>, request: Request, next: N
     let endpoint = Endpoint::of(request.uri().path());
     let mut response = match admit(&web, endpoint, &request) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refused(refusal.status(), &refusal.to_string()),
+        Err(refusal) => refusal.response(),
     };
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -114,8 +140,17 @@ enum Refusal {
     NoHost,
     #[error("this is served under an address, localhost or this host's own name only")]
     ForeignHost,
-    #[error("only loopback may read this; /prefixes.*, /domains.txt, /metrics, /healthz and /readyz are open")]
+    #[error(
+        "only loopback may use this, as no token for it is configured; /prefixes.*, /feeds/*, /domains.txt, /metrics, \
+         /healthz and /readyz are open"
+    )]
     ForeignPeer,
+    #[error("from here this takes a token: `Authorization: Bearer …`")]
+    NoToken,
+    #[error("this is no token of ours")]
+    WrongToken,
+    #[error("this takes the admin token")]
+    OnlyReader,
 }
 
 impl Refusal {
@@ -123,22 +158,57 @@ impl Refusal {
         match self {
             Self::NoHost => StatusCode::BAD_REQUEST,
             Self::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
-            Self::ForeignPeer => StatusCode::FORBIDDEN,
+            Self::ForeignPeer | Self::OnlyReader => StatusCode::FORBIDDEN,
+            Self::NoToken | Self::WrongToken => StatusCode::UNAUTHORIZED,
         }
+    }
+
+    /// Returns what the client is challenged to send (RFC 6750 §3).
+    fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::NoHost | Self::ForeignHost | Self::ForeignPeer => None,
+            Self::NoToken => Some("Bearer realm=\"greenlane\""),
+            Self::WrongToken => Some("Bearer realm=\"greenlane\", error=\"invalid_token\""),
+            Self::OnlyReader => Some("Bearer realm=\"greenlane\", error=\"insufficient_scope\""),
+        }
+    }
+
+    fn response(self) -> Response {
+        let mut response = refused(self.status(), &self.to_string());
+        if let Some(challenge) = self.challenge() {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        response
     }
 }
 
 /// Decides whether the request is served.
 fn admit(web: &Web, endpoint: Endpoint, request: &Request) -> Result<(), Refusal> {
     let host = host(request)?;
-    if endpoint.is_open() {
+    let access = endpoint.access(request.method());
+    if access == Access::Open {
         return Ok(());
     }
-    if !host.is_some_and(|host| is_own(host, &web.host_names)) {
-        return Err(Refusal::ForeignHost);
-    }
+    let by_token = by_token(&web.state.tokens.load(), access, request);
     let is_local = request.extensions().get::<Peer>().is_some_and(|peer| peer.0.is_loopback());
-    if is_local { Ok(()) } else { Err(Refusal::ForeignPeer) }
+    match by_token {
+        Ok(()) => Ok(()),
+        Err(_) if is_local && host.is_some_and(|host| is_own(host, &web.host_names)) => Ok(()),
+        Err(_) if is_local => Err(Refusal::ForeignHost),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// Decides what the token that came with the request is worth.
+fn by_token(tokens: &Tokens, access: Access, request: &Request) -> Result<(), Refusal> {
+    let is_configured = if access == Access::Act { tokens.can_act() } else { tokens.can_read() };
+    match (access, tokens.grant(request.headers())) {
+        (Access::Open, _) | (_, Grant::Admin) | (Access::Read, Grant::Read) => Ok(()),
+        _ if !is_configured => Err(Refusal::ForeignPeer),
+        (Access::Act, Grant::Read) => Err(Refusal::OnlyReader),
+        (_, Grant::Absent) => Err(Refusal::NoToken),
+        (_, Grant::Wrong) => Err(Refusal::WrongToken),
+    }
 }
 
 /// Returns the host that the request is for: that of an absolute target, else the `Host` field.

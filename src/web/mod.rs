@@ -1,7 +1,7 @@
 //! Feeds, API and metrics over HTTP.
 //!
 //! ```text
-//!   server ─▶ guard ─┬▶ feeds    /prefixes.*  /domains.txt   conditional, coding, rendered: once a serial
+//!   server ─▶ guard ─┬▶ feeds    /prefixes.*  /feeds/*  /domains.txt   conditional, coding, rendered: once a serial
 //!                    ├▶ delta    /delta                      change: written piece by piece
 //!                    ├▶ watch    /watch
 //!                    ├▶ explain  /explain
@@ -11,6 +11,7 @@
 //! line of text, never an empty list: a consumer keeps what it has. Nothing here changes the set.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -21,7 +22,7 @@ use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 
-use crate::export::format::Format;
+use crate::export::format::{Format, Names};
 use crate::prefix::Prefix;
 
 mod change;
@@ -37,6 +38,7 @@ mod rendered;
 mod reply;
 mod server;
 mod state;
+mod token;
 mod watch;
 
 #[cfg(test)]
@@ -44,6 +46,7 @@ mod tests;
 
 pub use server::serve;
 pub use state::{Followed, Hooks, State};
+pub use token::{TokenError, Tokens};
 
 use guard::Peer;
 use state::Web;
@@ -55,6 +58,10 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// Client prefixes that may connect; empty for all.
     pub allow: Vec<Prefix>,
+    /// The file of the token for reading what is not open; `None` keeps that to loopback.
+    pub read_token_file: Option<PathBuf>,
+    /// The file of the token for actions; it reads, too.
+    pub admin_token_file: Option<PathBuf>,
 }
 
 /// Puts the endpoints together.
@@ -70,14 +77,19 @@ fn router(state: State, shutdown: CancellationToken) -> Router {
 /// The lists, which are compressed once and have a tag a coding.
 fn feed_routes(web: &Arc<Web>) -> Router {
     let mut router = Router::new();
-    for format in Format::ALL {
+    let general = Format::PREFIXES.map(|format| (format!("/prefixes.{}", format.name()), format));
+    let products = Format::FEEDS.map(|format| (format!("/feeds/{}.txt", format.name()), format));
+    for (path, format) in general.into_iter().chain(products) {
         let web = Arc::clone(web);
         let handler = move |uri: Uri, request: HeaderMap| feeds::prefixes(Arc::clone(&web), format, uri, request);
-        router = router.route(&format!("/prefixes.{}", format.name()), get(handler));
+        router = router.route(&path, get(handler));
     }
-    let web = Arc::clone(web);
+    for (path, names) in [("/domains.txt", Names::Plain), ("/feeds/squid-domains.txt", Names::Squid)] {
+        let web = Arc::clone(web);
+        let handler = move |uri: Uri, request: HeaderMap| feeds::names(Arc::clone(&web), names, uri, request);
+        router = router.route(path, get(handler));
+    }
     router
-        .route("/domains.txt", get(move |uri: Uri, request: HeaderMap| feeds::domains(Arc::clone(&web), uri, request)))
 }
 
 /// Answers of the moment, compressed on the way out; event streams are not.

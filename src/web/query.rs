@@ -64,7 +64,7 @@ fn bad_value(parameter: &'static str, expected: &'static str, found: &str) -> Qu
     QueryError::Value { parameter, expected, found: shown(found) }
 }
 
-/// Reads the query of `/prefixes.*`; `find` knows the apps.
+/// Reads the query of a list of prefixes; `find` knows the apps.
 pub(super) fn prefixes(uri: &Uri, find: impl Fn(&str) -> Option<AppId>) -> Result<Query, QueryError> {
     let [family, app, origin, group, max] =
         parameters(uri, ["family", "app", "origin", "group", "max"], "family, app, origin, group or max")?;
@@ -89,7 +89,7 @@ pub(super) fn prefixes(uri: &Uri, find: impl Fn(&str) -> Option<AppId>) -> Resul
     Ok(query)
 }
 
-/// Reads the query of `/domains.txt`.
+/// Reads the query of a list of names.
 pub(super) fn domains(uri: &Uri, find: impl Fn(&str) -> Option<AppId>) -> Result<Option<Vec<AppId>>, QueryError> {
     let [app, group] = parameters(uri, ["app", "group"], "app or group")?;
     if let Some(group) = group {

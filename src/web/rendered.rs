@@ -14,7 +14,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::coding::{Coding, GZIP_LEN_MIN, gzip};
 use crate::catalogue::AppId;
 use crate::export::Query;
-use crate::export::format::Format;
+use crate::export::format::{Format, Names};
 
 /// The most bodies kept.
 const ENTRIES_MAX: usize = 32;
@@ -26,10 +26,10 @@ const RENDERINGS_MAX: usize = 2;
 /// What a body shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum What {
-    /// `/prefixes.<format>`.
+    /// `/prefixes.<format>` or a product's list.
     Prefixes(Format, Query),
-    /// `/domains.txt` for these apps.
-    Domains(Option<Vec<AppId>>),
+    /// Listed names of these apps, or of all.
+    Names(Names, Option<Vec<AppId>>),
     /// How many prefixes of each family are exported, for `/metrics`.
     PrefixCounts,
 }
@@ -44,7 +44,7 @@ pub(super) struct Body {
     plain: Bytes,
     /// Compressed, unless it is short.
     gzip: OnceCell<Option<Bytes>>,
-    /// Prefixes left out, if a bound was asked for.
+    /// Prefixes left out, if there was a bound.
     pub(super) omitted: Option<usize>,
 }
 

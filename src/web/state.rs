@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::conditional::Dates;
 use super::rendered::{RenderError, Store};
+use super::token::Tokens;
 use crate::catalogue::{Catalogue, Tag};
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Registry;
@@ -32,6 +33,8 @@ pub struct State {
     pub clock: Clock,
     /// Whether the set is restored and the listeners are open: until then lists are answered with 503.
     pub ready: Arc<AtomicBool>,
+    /// Who may read from beyond loopback, and act; a reload swaps them.
+    pub tokens: Arc<ArcSwap<Tokens>>,
     /// What other parts know.
     pub hooks: Hooks,
 }

@@ -49,6 +49,7 @@ fn state(draft: &Draft, clock: &Clock, ready: &Arc<AtomicBool>, registry: Regist
         registry,
         clock: clock.clone(),
         ready: Arc::clone(ready),
+        tokens: Arc::default(),
         hooks: Hooks {
             stats: Arc::new(|| json!({ "upstreams": [], "serial": "not ours to say" })),
             why_not: Arc::new(|addr| addr.is_loopback().then(|| "loopback (RFC 1122)".to_owned())),
@@ -310,6 +311,8 @@ async fn wrong_query_gets_400_and_no_list() {
         ("/prefixes.txt?app=teams", "unknown app `teams`\n"),
         ("/prefixes.nft?familly=4", "unknown parameter `familly`, expected family, app, origin, group or max\n"),
         ("/domains.txt?family=4", "unknown parameter `family`, expected app or group\n"),
+        ("/feeds/cisco.txt?max=0", "max: expected 1 to 4294967295, found `0`\n"),
+        ("/feeds/squid-domains.txt?max=5", "unknown parameter `max`, expected app or group\n"),
         ("/delta?serial=1", "session and serial go together, session is missing\n"),
         ("/watch?session=1&serial=1", "session: expected 16 hexadecimal digits, found `1`\n"),
         ("/explain", "expected one parameter, name or address\n"),
@@ -330,6 +333,8 @@ async fn nothing_is_given_out_before_the_set_is_restored() {
     for target in [
         "/prefixes.txt",
         "/prefixes.nft?family=4",
+        "/feeds/paloalto.txt",
+        "/feeds/squid-domains.txt",
         "/domains.txt",
         "/delta",
         "/watch",
@@ -350,12 +355,21 @@ async fn nothing_is_given_out_before_the_set_is_restored() {
 #[tokio::test]
 async fn other_methods_and_paths_are_refused() {
     let site = Site::open().await;
-    for target in ["/prefixes.txt", "/watch", "/"] {
+    for target in ["/prefixes.txt", "/feeds/cisco.txt", "/watch", "/"] {
         let reply = site.ask("POST", target, "Content-Length: 0\r\n").await;
         assert_eq!((reply.status, reply.field("allow")), (405, Some("GET,HEAD")), "{target}");
         assert_eq!(reply.text(), "expected GET or HEAD\n");
     }
-    for target in ["/prefixes", "/prefixes.xml", "/prefixes.txt/", "/../etc/passwd", "/feeds/x.txt"] {
+    for target in [
+        "/prefixes",
+        "/prefixes.xml",
+        "/prefixes.paloalto",
+        "/prefixes.txt/",
+        "/../etc/passwd",
+        "/feeds/x.txt",
+        "/feeds/txt.txt",
+        "/feeds/",
+    ] {
         assert_eq!(site.get(target).await.status, 404, "{target}");
     }
 }
@@ -372,11 +386,46 @@ async fn foreign_host_reads_open_lists_only() {
         assert_eq!(ask(target, "Host: localhost\r\nHost: evil.example\r\n").await, 400, "{target}");
     }
     assert_eq!(ask("http://evil.example/stats", "Host: localhost\r\n").await, 421, "the target's host counts");
-    for target in ["/prefixes.txt", "/domains.txt", "/metrics", "/healthz", "/readyz"] {
+    for target in ["/prefixes.txt", "/feeds/cisco.txt", "/domains.txt", "/metrics", "/healthz", "/readyz"] {
         assert_eq!(ask(target, "Host: firewall-feeds.corp.example\r\n").await, 200, "{target}");
         assert_eq!(ask(target, "").await, 400, "{target}");
     }
     assert_eq!(site.raw("GET /prefixes.txt HTTP/1.0\r\n\r\n").await.status, 200);
+}
+
+/// What is served to everybody.
+const OPEN: [&str; 9] = [
+    "/prefixes.txt",
+    "/prefixes.rsc",
+    "/feeds/paloalto.txt",
+    "/feeds/squid-ip.txt",
+    "/feeds/squid-domains.txt",
+    "/domains.txt",
+    "/metrics",
+    "/healthz",
+    "/readyz",
+];
+/// What is not.
+const NOT_OPEN: [&str; 6] = ["/explain?name=zoom.us", "/stats", "/apps", "/delta", "/watch", "/"];
+
+/// Asks as if from `peer`; returns the status and the challenge.
+async fn ask_from(
+    router: &Router,
+    method: &str,
+    target: &str,
+    peer: &str,
+    fields: &[(&str, &str)],
+) -> (u16, Option<String>) {
+    let service = hyper_util::service::TowerToHyperService::new(router.clone());
+    let mut request = hyper::Request::builder().method(method).uri(target).header("host", "192.0.2.53");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let mut request = request.body(Body::empty()).unwrap();
+    request.extensions_mut().insert(Peer(peer.parse().unwrap()));
+    let response = service.call(request).await.unwrap();
+    let challenge = response.headers().get("www-authenticate").map(|value| value.to_str().unwrap().to_owned());
+    (response.status().as_u16(), challenge)
 }
 
 #[tokio::test]
@@ -384,29 +433,122 @@ async fn other_peers_read_open_lists_only() {
     let (clock, ready, registry) = (Clock::manual(NOW), Arc::new(AtomicBool::new(true)), Registry::new());
     let draft = Draft::new(Session(0xab), NOW, &registry);
     let router = router(state(&draft, &clock, &ready, registry), CancellationToken::new());
-    let service = hyper_util::service::TowerToHyperService::new(router);
-    let ask = async |target: &str, peer: &str| {
-        let mut request = hyper::Request::get(target).header("host", "192.0.2.53").body(Body::empty()).unwrap();
-        request.extensions_mut().insert(Peer(peer.parse().unwrap()));
-        service.call(request).await.unwrap().status().as_u16()
+    for target in NOT_OPEN {
+        assert_eq!(ask_from(&router, "GET", target, "192.0.2.7", &[]).await, (403, None), "{target}");
+        assert_eq!(ask_from(&router, "GET", target, "127.0.0.1", &[]).await.0, 200, "{target}");
+        assert_eq!(ask_from(&router, "GET", target, "::1", &[]).await.0, 200, "{target}");
+    }
+    for target in OPEN {
+        assert_eq!(ask_from(&router, "GET", target, "192.0.2.7", &[]).await.0, 200, "{target}");
+    }
+    assert_eq!(ask_from(&router, "GET", "/nothing", "192.0.2.7", &[]).await.0, 404);
+}
+
+#[tokio::test]
+async fn token_opens_to_other_peers_what_is_not_open() {
+    const READ: &str = "read-token-0123456789";
+    const ADMIN: &str = "admin-token-0123456789";
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, token: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, token).unwrap();
+        Some(path)
     };
-    for target in ["/explain?name=zoom.us", "/stats", "/apps", "/delta", "/watch", "/"] {
-        assert_eq!(ask(target, "192.0.2.7").await, 403, "{target}");
-        assert_eq!(ask(target, "127.0.0.1").await, 200, "{target}");
-        assert_eq!(ask(target, "::1").await, 200, "{target}");
+    let options =
+        Options { read_token_file: file("read", READ), admin_token_file: file("admin", ADMIN), ..Options::default() };
+    let (clock, ready, registry) = (Clock::manual(NOW), Arc::new(AtomicBool::new(true)), Registry::new());
+    let draft = Draft::new(Session(0xab), NOW, &registry);
+    let state = state(&draft, &clock, &ready, registry);
+    state.tokens.store(Arc::new(Tokens::load(&options).unwrap().0));
+    let router = router(state.clone(), CancellationToken::new());
+    let ask = async |method: &str, target: &str, token: &str| {
+        ask_from(&router, method, target, "192.0.2.7", &[("authorization", &format!("Bearer {token}"))]).await
+    };
+    let (none, wrong) = ("Bearer realm=\"greenlane\"", "Bearer realm=\"greenlane\", error=\"invalid_token\"");
+    for target in NOT_OPEN {
+        assert_eq!(ask_from(&router, "GET", target, "192.0.2.7", &[]).await, (401, Some(none.to_owned())), "{target}");
+        assert_eq!(ask("GET", target, "wrong-token-0123456789").await, (401, Some(wrong.to_owned())), "{target}");
+        assert_eq!(ask("GET", target, READ).await, (200, None), "{target}");
+        assert_eq!(ask("HEAD", target, ADMIN).await, (200, None), "{target}");
+        assert_eq!(ask_from(&router, "GET", target, "127.0.0.1", &[]).await.0, 200, "{target}");
+        // An action that is not there is 405 to those who might act.
+        let scope = Some("Bearer realm=\"greenlane\", error=\"insufficient_scope\"".to_owned());
+        assert_eq!(ask("POST", target, READ).await, (403, scope), "{target}");
+        assert_eq!(ask("POST", target, ADMIN).await, (405, None), "{target}");
+        assert_eq!(ask_from(&router, "POST", target, "127.0.0.1", &[]).await, (405, None), "{target}");
     }
-    for target in ["/prefixes.txt", "/prefixes.rsc", "/domains.txt", "/metrics", "/healthz", "/readyz"] {
-        assert_eq!(ask(target, "192.0.2.7").await, 200, "{target}");
+    for target in OPEN {
+        for token in ["wrong-token-0123456789", "", READ] {
+            assert_eq!(ask("GET", target, token).await, (200, None), "{target}");
+        }
+        let fields = [("authorization", "Basic Zm9vOmJhcg=="), ("authorization", "nonsense")];
+        assert_eq!(ask_from(&router, "GET", target, "192.0.2.7", &fields).await, (200, None), "{target}");
+        assert_eq!(ask("POST", target, "wrong-token-0123456789").await, (405, None), "{target}");
     }
-    assert_eq!(ask("/nothing", "192.0.2.7").await, 404);
+    // Whoever has a token is no web page: the name it reaches us by does not matter.
+    let with_name = |fields: &[(&'static str, &str)]| {
+        let mut request = hyper::Request::get("/stats").header("host", "greenlane.corp.example");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Peer("127.0.0.1".parse().unwrap()));
+        hyper_util::service::TowerToHyperService::new(router.clone()).call(request)
+    };
+    assert_eq!(with_name(&[]).await.unwrap().status(), 421);
+    assert_eq!(with_name(&[("authorization", &format!("Bearer {READ}"))]).await.unwrap().status(), 200);
+
+    let only_read = Options { admin_token_file: None, ..options };
+    state.tokens.store(Arc::new(Tokens::load(&only_read).unwrap().0));
+    assert_eq!(ask("GET", "/stats", ADMIN).await.0, 401, "a reload changes what counts");
+    assert_eq!(ask("POST", "/stats", READ).await, (403, None), "no token could do it");
+}
+
+#[tokio::test]
+async fn feed_is_served_like_any_list() {
+    let mut site = Site::open().await;
+    site.list_static("198.51.100.0/24");
+    for octet in 0..128 {
+        site.learn(&format!("192.0.2.{}", octet * 2));
+    }
+    site.learn("2001:db8::1");
+    for product in ["paloalto", "fortigate", "opnsense", "pfsense", "checkpoint", "cisco", "mikrotik", "squid-ip"] {
+        let target = format!("/feeds/{product}.txt");
+        let list = site.get(&target).await;
+        assert_eq!((list.status, list.field("content-type")), (200, Some("text/plain; charset=utf-8")), "{product}");
+        assert_eq!(list.field("etag"), Some("\"00000000000000ab-130\""), "{product}");
+        assert_eq!(list.field("x-greenlane-omitted"), Some("0"), "{product}");
+        assert!(list.text().contains("198.51.100.0/24"), "{product}");
+        let same = site.ask("GET", &target, "If-None-Match: \"00000000000000ab-130\"\r\n").await;
+        assert_eq!((same.status, same.body.len()), (304, 0), "{product}");
+        let head = site.ask("HEAD", &target, "").await;
+        assert_eq!((head.status, head.body.len(), head.field("etag")), (200, 0, list.field("etag")), "{product}");
+        let packed = site.ask("GET", &target, "Accept-Encoding: gzip\r\n").await;
+        assert_eq!(packed.field("content-encoding"), Some("gzip"), "{product}");
+        let cut = site.get(&format!("{target}?max=2&family=4")).await;
+        assert_eq!(cut.field("x-greenlane-omitted"), Some("127"), "{product}");
+        assert!(cut.text().contains("198.51.100.0/24") && cut.text().contains("192.0.2.0"), "{product}");
+    }
+    assert_eq!(site.get("/feeds/paloalto.txt?family=6").await.text(), "2001:db8::1\n");
+    assert_eq!(site.get("/feeds/squid-ip.txt?family=6").await.text(), "2001:db8::1/128\n");
+    assert_eq!(site.get("/feeds/cisco.txt?origin=static&app=zoom").await.text(), "198.51.100.0/24\n");
+    assert_eq!(site.get("/feeds/cisco.txt?app=box").await.text(), "", "box has nothing, and that is no fault");
+
+    let names = site.get("/feeds/squid-domains.txt").await;
+    assert_eq!(names.text(), ".box.com\n.zoom.example\n.zoom.us\n");
+    assert_eq!(site.get("/feeds/squid-domains.txt?app=box").await.text(), ".box.com\n");
+    let tag = names.field("etag").unwrap().to_owned();
+    assert_eq!(site.ask("GET", "/feeds/squid-domains.txt", &format!("If-None-Match: {tag}\r\n")).await.status, 304);
+    let metrics = site.get("/metrics").await;
+    assert!(metrics.text().contains("greenlane_web_requests_total{endpoint=\"feeds\",status=\"304\"} 9"));
 }
 
 #[tokio::test]
 async fn client_that_is_not_allowed_is_closed_unheard() {
-    let site = Site::open_with(Options { allow: vec!["192.0.2.0/24".parse().unwrap()], listen: None }).await;
+    let site = Site::open_with(Options { allow: vec!["192.0.2.0/24".parse().unwrap()], ..Options::default() }).await;
     let reply = site.get("/prefixes.txt").await;
     assert_eq!((reply.status, reply.head.as_str()), (0, ""));
-    let site = Site::open_with(Options { allow: vec!["127.0.0.0/8".parse().unwrap()], listen: None }).await;
+    let site = Site::open_with(Options { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Options::default() }).await;
     assert_eq!(site.get("/prefixes.txt").await.status, 200);
 }
 

@@ -3,6 +3,8 @@
 //! Needs root, `unshare`, `nft` and `ipset`. Without them a test says so and passes, unless `GREENLANE_TEST_REQUIRE`
 //! is `all`, as it is in CI.
 
+#![allow(unreachable_pub, reason = "the modules beside it use it; a test binary has nothing to reach it from")]
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::IpAddr;
@@ -21,8 +23,8 @@ use greenlane::source::Location;
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-/// Returns whether the tools are there; says so if not.
-fn has_tools(tools: &[&str]) -> bool {
+/// Returns whether root, `unshare` and the tools are there; says so if not.
+pub fn has_tools(tools: &[&str]) -> bool {
     let works = |program: &str, argument: &str| {
         let ran = Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
         ran.is_ok_and(|status| status.success())
@@ -30,7 +32,7 @@ fn has_tools(tools: &[&str]) -> bool {
     let is_root = Command::new("unshare").args(["--net", "true"]).stderr(Stdio::null()).status();
     let missing = if !is_root.is_ok_and(|status| status.success()) {
         "root and `unshare --net`"
-    } else if let Some(tool) = tools.iter().find(|tool| !works(tool, "--version")) {
+    } else if let Some(tool) = tools.iter().find(|tool| !works(tool, "--version") && !works(tool, "-V")) {
         tool
     } else {
         return true;

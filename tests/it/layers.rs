@@ -20,6 +20,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("cache", with(&[])),
         ("forward", with(&[])),
         ("set", BTreeSet::from(["name", "prefix", "clock", "metrics", "catalogue"])),
+        ("store", BTreeSet::from(["set", "name", "clock", "metrics"])),
         ("learn", with(&["set", "catalogue"])),
         ("export", BTreeSet::from(["set", "catalogue", "admission", "name", "prefix", "clock", "metrics"])),
         ("policy", with(&["catalogue"])),

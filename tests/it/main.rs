@@ -4,6 +4,7 @@ mod answers;
 mod commands;
 mod consumers;
 mod encrypted;
+mod feeds;
 mod formats;
 mod harness;
 mod layers;

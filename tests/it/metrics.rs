@@ -14,7 +14,7 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-const METRICS: [(&str, &str); 26] = [
+const METRICS: [(&str, &str); 27] = [
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
@@ -39,6 +39,7 @@ const METRICS: [(&str, &str); 26] = [
     ("greenlane_set_entries", "gauge"),
     ("greenlane_set_serial", "gauge"),
     ("greenlane_set_sightings", "gauge"),
+    ("greenlane_listen_tagged_total", "counter"),
     ("greenlane_tag_answers_total", "counter"),
     ("greenlane_web_requests_total", "counter"),
 ];

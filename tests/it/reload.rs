@@ -377,7 +377,7 @@ async fn an_answer_of_an_upstream_that_is_no_longer_asked_is_not_kept() {
 
 #[tokio::test]
 async fn questions_on_their_way_outlive_a_reload() {
-    let upstream = Upstream::start(|asked| asked.a([192, 0, 2, 1]).after(Duration::from_millis(500))).await;
+    let upstream = Upstream::start(|asked| asked.a([192, 0, 2, 1]).after(Duration::from_millis(1200))).await;
     let greenlane = setup(&upstream).start().await;
     let asking = greenlane.ask("www.added.example", RecordType::A);
     let reloading = async {
@@ -431,4 +431,21 @@ async fn the_end_does_not_wait_for_who_only_watches() {
     greenlane.signal("INT");
     assert_eq!(greenlane.ended().await, Some(0));
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_folder_made_anew_is_watched_again_after_sighup() {
+    // The watch hung on the folder that was removed, and no reload brought it back.
+    let upstream = Upstream::start(|asked| asked.a([192, 0, 2, 1])).await;
+    let greenlane = Setup::new(upstream.addr).start().await;
+    let zones = greenlane.path("zones");
+    fs::remove_dir_all(&zones).unwrap();
+    fs::create_dir(&zones).unwrap();
+    fs::write(zones.join("demo.list"), "# Demo\nfirst.example\n").unwrap();
+    greenlane.signal("HUP");
+    greenlane.until_metric("greenlane_catalogue_reloads_total{result=\"done\"}", |count| count >= 1.0).await;
+    // The removal, too, makes a reload once the folder has been quiet; what comes after that one needs a watch.
+    sleep(Duration::from_secs(1)).await;
+    fs::write(zones.join("demo.list"), "# Demo\nfirst.example\nsecond.example\n").unwrap();
+    greenlane.until_metric("greenlane_catalogue_triggers", |count| count == 2.0).await;
 }

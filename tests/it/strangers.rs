@@ -5,8 +5,6 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use greenlane::prefix::Prefix;
@@ -302,47 +300,48 @@ async fn any_stream_gets_its_answers_and_ends() {
     serves(&greenlane).await;
 }
 
+/// Answers what comes to a socket, as an upstream that has come back.
+async fn answer_from(socket: UdpSocket) {
+    let mut room = [0; 1232];
+    while let Ok((len, from)) = socket.recv_from(&mut room).await {
+        let octets = room[..len].to_vec();
+        let asked = Asked { via: Via::Udp, octets, from, sni: None, connection: 0, before: 0 };
+        if let Act::Send(reply) = asked.a([192, 0, 2, 1]) {
+            let _ = socket.send_to(&reply, from).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_flood_of_distinct_questions_is_bounded() {
-    const COUNT: u32 = 20_000;
-    let is_silent = Arc::new(AtomicBool::new(true));
-    let silent = Arc::clone(&is_silent);
-    let upstream =
-        Upstream::start(move |asked| if silent.load(Ordering::Relaxed) { Act::Drop } else { asked.a([192, 0, 2, 1]) })
-            .await;
-    let greenlane = Setup::new(upstream.addr).with("forward", "timeout = \"8s\"").start().await;
+    const COUNT: u32 = 10_000;
+    // Nobody reads what comes here, at first.
+    let upstream = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let greenlane = Setup::new(upstream.local_addr().unwrap()).with("forward", "timeout = \"4s\"").start().await;
     let before = resident(&greenlane);
-    let sockets: Vec<UdpSocket> =
-        futures_util::future::join_all((0..4).map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))))
-            .await
-            .into_iter()
-            .map(Result::unwrap)
-            .collect();
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let started = Instant::now();
     for i in 0..COUNT {
         let mut octets = b"\x00\x00\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
         octets[..2].copy_from_slice(&(i as u16).to_be_bytes());
         octets.extend(wire_name(&format!("x{i:08x}{i:08x}.listed.example")));
         octets.extend([0, 1, 0, 1]);
-        sockets[i as usize % 4].send_to(&octets, greenlane.dns).await.unwrap();
-        // No faster than they are read, or the system drops them for us.
-        if i % 64 == 63 {
-            tokio::time::sleep(Duration::from_millis(8)).await;
+        socket.send_to(&octets, greenlane.dns).await.unwrap();
+        // No faster than they are read, or the system drops them for us. This one is answered at home.
+        if i % 256 == 255 {
+            greenlane.ask_patiently("localhost", RecordType::A).await;
         }
     }
     let came = greenlane.metric("greenlane_listen_queries_total{transport=\"udp\",type=\"a\"}").await;
-    assert!(came > 0.5 * f64::from(COUNT), "{came} came in");
-    println!("{came} came in");
-    println!("{COUNT} questions in {:?}", started.elapsed());
-    let peak = resident(&greenlane);
-    let grown = peak.saturating_sub(before);
+    println!("{came} of {COUNT} questions in {:?}", started.elapsed());
+    assert!(came > 0.8 * f64::from(COUNT), "{came} came in");
+    let grown = resident(&greenlane).saturating_sub(before);
     println!("{} KiB more", grown >> 10);
-    assert!(grown < 150 * MIB, "{} MiB more", grown / MIB);
-    // What does not need the upstream goes on; a datagram may be lost in the crowd.
+    assert!(grown < 100 * MIB, "{} MiB more", grown / MIB);
+    // What does not need the upstream goes on, and so does the rest, once the upstream is back.
     assert_eq!(addresses(&greenlane.ask_patiently("localhost", RecordType::A).await), ["127.0.0.1"]);
     assert_eq!(greenlane.get("/readyz").await.status, 200);
-    // And so does the rest, once the upstream is back.
-    is_silent.store(false, Ordering::Relaxed);
+    tokio::spawn(answer_from(upstream));
     let recovered = async {
         let ask = async || greenlane.ask_patiently("again.listed.example", RecordType::A).await;
         while ask().await.metadata.response_code != ResponseCode::NoError {
@@ -362,11 +361,11 @@ async fn answers_to_distinct_questions_fill_the_cache_and_no_more() {
     .await;
     let greenlane = Setup::new(upstream.addr).with("cache", "size = \"1MiB\"").start().await;
     let before = resident(&greenlane);
-    for round in 0..60 {
+    for round in 0..40 {
         let asked = (0..100).map(|i| greenlane.ask_briefly(format!("r{round}-{i}.example"), RecordType::TXT));
         futures_util::future::join_all(asked).await;
     }
-    assert_eq!(upstream.count(), 6000);
+    assert_eq!(upstream.count(), 4000);
     assert!(greenlane.metric("greenlane_cache_bytes").await <= 1_048_576.0);
     // Each is longer than 768 octets.
     let entries = greenlane.metric("greenlane_cache_entries").await;
@@ -478,7 +477,7 @@ async fn any_reply_of_an_upstream_ends_as_a_sound_answer() {
     println!("seed {SEED:#x}");
     let greenlane = Setup::new(upstream.addr).with("forward", "timeout = \"2s\"").start().await;
     let mut failed = 0;
-    for round in 0..30 {
+    for round in 0..20 {
         let asked = (0..100).map(|i| {
             let query = question(&format!("m{round}-{i}.listed.example"), RecordType::A).to_vec().unwrap();
             let client = *greenlane;
@@ -491,11 +490,11 @@ async fn any_reply_of_an_upstream_ends_as_a_sound_answer() {
             failed += usize::from(reply[3] & 15 == 2);
         }
     }
-    println!("{failed} of 3000 ended in SERVFAIL");
+    println!("{failed} of 2000 ended in SERVFAIL");
     assert!(failed > 0);
     let malformed =
         greenlane.metric("greenlane_forward_upstream_failures_total{kind=\"malformed\",upstream=\"upstream-1\"}");
-    assert!(malformed.await > 1000.0);
+    assert!(malformed.await > 700.0);
     for prefix in greenlane.prefixes("?origin=learned").await {
         let prefix: Prefix = prefix.parse().unwrap();
         for never in

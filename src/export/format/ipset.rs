@@ -10,7 +10,7 @@
 //!
 //! `hash:net` cannot hold `/0`; it becomes its two halves. Only prefixes and numbers stand here.
 
-use super::{List, Query, push_prefix};
+use super::{List, Query, halved, push_prefix};
 use crate::prefix::{Family, Prefix};
 
 /// The smallest hash that the kernel makes.
@@ -40,7 +40,7 @@ fn write_family(family: Family, prefixes: &[Prefix], out: &mut Vec<u8>) {
     out.extend_from_slice(create(live, HASHSIZE_MIN).as_bytes());
     out.extend_from_slice(create(&temporary, hashsize).as_bytes());
     out.extend_from_slice(format!("flush {temporary}\n").as_bytes());
-    for prefix in prefixes.iter().flat_map(storable) {
+    for prefix in prefixes.iter().flat_map(halved) {
         out.extend_from_slice(b"add ");
         out.extend_from_slice(temporary.as_bytes());
         out.push(b' ');
@@ -48,19 +48,4 @@ fn write_family(family: Family, prefixes: &[Prefix], out: &mut Vec<u8>) {
         out.push(b'\n');
     }
     out.extend_from_slice(format!("swap {temporary} {live}\ndestroy {temporary}\n").as_bytes());
-}
-
-/// Returns the prefix as `hash:net` can hold it: itself, or the two halves of `/0`.
-fn storable(prefix: &Prefix) -> impl Iterator<Item = Prefix> + use<> {
-    let whole = *prefix;
-    let (first, second) = if whole.len() > 0 {
-        (whole, None)
-    } else {
-        let upper = match whole.family() {
-            Family::V4 => [128, 0, 0, 0].into(),
-            Family::V6 => std::net::Ipv6Addr::from(1_u128 << 127).into(),
-        };
-        (Prefix::truncated(whole.addr(), 1), Some(Prefix::truncated(upper, 1)))
-    };
-    std::iter::once(first).chain(second)
 }

@@ -1,27 +1,75 @@
-//! A list as bytes, one file a dialect.
+//! What consumers read, as bytes, one file a dialect.
 //!
-//! Every dialect is a pure function of the snapshot and the query: no clock, no host, no user speaks into it, so equal
-//! session, serial and query give equal bytes and the serial can stand for them in an ETag. All hold exactly the
-//! prefixes of one [`List`]. The dialects that a machine executes (`nft`, `ipset`, `rsc`) contain prefixes, numbers and
-//! constant words, never a name or an app id.
+//! ```text
+//!   Dialect ─┬─ Format   the set: six general forms, and one for each product that pulls a list (`product`)
+//!            └─ Names    the listed names (`names`)
+//! ```
+//! Every [`Format`] is a pure function of the snapshot and the query: no clock, no host, no user speaks into it, so
+//! equal session, serial and query give equal bytes and the serial can stand for them in an ETag. All hold exactly the
+//! prefixes of one [`List`]. What a machine executes (`nft`, `ipset`, `rsc`, `mikrotik`) and what a product reads
+//! contains prefixes, numbers and constant words, never a name or an app id.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
 use std::ops::Range;
-use std::str::FromStr;
 
 use super::list::{List, Query};
-use crate::prefix::Prefix;
+use crate::catalogue::Catalogue;
+use crate::prefix::{Family, Prefix};
 use crate::set::Snapshot;
 
 mod csv;
 mod ipset;
 mod json;
+mod names;
 mod nft;
+mod product;
 mod rsc;
 mod txt;
 
-/// A dialect.
+pub use names::Names;
+
+/// Anything that a file can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// The set.
+    Set(Format),
+    /// The listed names.
+    Names(Names),
+}
+
+impl Default for Dialect {
+    fn default() -> Self {
+        Self::Set(Format::Txt)
+    }
+}
+
+impl Dialect {
+    /// Returns every dialect, the general forms of the set first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let set = Format::PREFIXES.into_iter().chain(Format::FEEDS).map(Self::Set);
+        set.chain(Names::ALL.map(Self::Names))
+    }
+
+    /// Returns the word for it in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Set(format) => format.name(),
+            Self::Names(names) => names.name(),
+        }
+    }
+
+    /// Writes all of the set, or all names; see [`Format::render`] for the cost.
+    pub fn render(self, snapshot: &Snapshot, catalogue: &Catalogue) -> Rendered {
+        match self {
+            Self::Set(format) => format.render(snapshot, &Query::default()),
+            Self::Names(names) => Rendered { bytes: names.render(catalogue, None), omitted: None },
+        }
+    }
+}
+
+/// A form of the set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// A prefix a line.
@@ -36,6 +84,22 @@ pub enum Format {
     Ipset,
     /// A RouterOS script.
     Rsc,
+    /// An External Dynamic List of type IP for PAN-OS.
+    PaloAlto,
+    /// An IP address threat feed for FortiOS.
+    FortiGate,
+    /// A URL table for OPNsense.
+    Opnsense,
+    /// A URL table for pfSense.
+    Pfsense,
+    /// A network feed (flat list) for Check Point.
+    CheckPoint,
+    /// A network feed for Cisco Secure Firewall.
+    Cisco,
+    /// A RouterOS script within MikroTik's limits.
+    MikroTik,
+    /// A file for Squid's `acl … dst`.
+    SquidIp,
 }
 
 /// A list written in a dialect.
@@ -43,15 +107,26 @@ pub enum Format {
 pub struct Rendered {
     /// The whole text; always UTF-8.
     pub bytes: Vec<u8>,
-    /// How many prefixes `max` left out.
-    pub omitted: usize,
+    /// How many prefixes the bound left out, if there was one.
+    pub omitted: Option<usize>,
 }
 
 impl Format {
-    /// Every dialect.
-    pub const ALL: [Self; 6] = [Self::Txt, Self::Json, Self::Csv, Self::Nft, Self::Ipset, Self::Rsc];
+    /// The general forms, served as `/prefixes.<name>`.
+    pub const PREFIXES: [Self; 6] = [Self::Txt, Self::Json, Self::Csv, Self::Nft, Self::Ipset, Self::Rsc];
+    /// The forms for one product each, served as `/feeds/<name>.txt`.
+    pub const FEEDS: [Self; 8] = [
+        Self::PaloAlto,
+        Self::FortiGate,
+        Self::Opnsense,
+        Self::Pfsense,
+        Self::CheckPoint,
+        Self::Cisco,
+        Self::MikroTik,
+        Self::SquidIp,
+    ];
 
-    /// Returns its name: the file ending in `/prefixes.<name>` and the word in the configuration.
+    /// Returns its name in URLs and in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::Txt => "txt",
@@ -60,7 +135,20 @@ impl Format {
             Self::Nft => "nft",
             Self::Ipset => "ipset",
             Self::Rsc => "rsc",
+            Self::PaloAlto => "paloalto",
+            Self::FortiGate => "fortigate",
+            Self::Opnsense => "opnsense",
+            Self::Pfsense => "pfsense",
+            Self::CheckPoint => "checkpoint",
+            Self::Cisco => "cisco",
+            Self::MikroTik => "mikrotik",
+            Self::SquidIp => "squid-ip",
         }
+    }
+
+    /// Returns how many prefixes it holds at most unless a query says otherwise; `None` for any number.
+    pub fn limit(self) -> Option<NonZeroU32> {
+        product::limit(self)
     }
 
     /// Returns its media type.
@@ -69,15 +157,18 @@ impl Format {
             Self::Json => "application/json",
             Self::Csv => "text/csv; charset=utf-8; header=present",
             // Scripts have no registered type; as plain text a browser shows them and starts nothing.
-            Self::Txt | Self::Nft | Self::Ipset | Self::Rsc => "text/plain; charset=utf-8",
+            _ => "text/plain; charset=utf-8",
         }
     }
 
-    /// Writes the part of the snapshot that is asked for.
+    /// Writes the part of the snapshot that is asked for. `query.max` takes the place of [`Self::limit`], also where
+    /// it is larger: the operator knows the model.
     ///
     /// Linear in the set: for a million hosts 150 ms of one core, twice that for CSV. Keep it off the threads that
     /// answer DNS.
     pub fn render(self, snapshot: &Snapshot, query: &Query) -> Rendered {
+        let bounded = Query { max: query.max.or_else(|| self.limit()), ..query.clone() };
+        let query = &bounded;
         let list = List::cut(snapshot, query);
         let mut bytes = Vec::new();
         match self {
@@ -86,27 +177,42 @@ impl Format {
             Self::Csv => csv::write(&list, snapshot, query, &mut bytes),
             Self::Nft => nft::write(&list, query, &mut bytes),
             Self::Ipset => ipset::write(&list, query, &mut bytes),
-            Self::Rsc => rsc::write(&list, query, &mut bytes),
+            Self::Rsc | Self::MikroTik => rsc::write(&list, query, &mut bytes),
+            Self::PaloAlto | Self::FortiGate | Self::CheckPoint | Self::Cisco => {
+                product::write(&list, product::Hosts::Bare, &mut bytes);
+            }
+            Self::Opnsense | Self::Pfsense | Self::SquidIp => {
+                product::write(&list, product::Hosts::WithLength, &mut bytes);
+            }
         }
-        Rendered { bytes, omitted: list.omitted }
+        Rendered { bytes, omitted: query.max.map(|_| list.omitted) }
     }
 }
 
-/// A word that names no dialect.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown format `{0}`, expected txt, json, csv, nft, ipset or rsc")]
-pub struct UnknownFormat(pub String);
-
-impl FromStr for Format {
-    type Err = UnknownFormat;
-
-    fn from_str(text: &str) -> Result<Self, UnknownFormat> {
-        Self::ALL.into_iter().find(|f| f.name() == text).ok_or_else(|| UnknownFormat(text.to_owned()))
-    }
+/// Returns the prefix for consumers that cannot hold `/0`: itself, or the two halves of `/0`.
+fn halved(prefix: &Prefix) -> impl Iterator<Item = Prefix> + use<> {
+    let whole = *prefix;
+    let (first, second) = if whole.len() > 0 {
+        (whole, None)
+    } else {
+        let upper = match whole.family() {
+            Family::V4 => [128, 0, 0, 0].into(),
+            Family::V6 => Ipv6Addr::from(1_u128 << 127).into(),
+        };
+        (Prefix::truncated(whole.addr(), 1), Some(Prefix::truncated(upper, 1)))
+    };
+    std::iter::once(first).chain(second)
 }
 
 /// Writes address/length, by hand: through `fmt` a million of them take longer than aggregating them.
 fn push_prefix(out: &mut Vec<u8>, prefix: &Prefix) {
+    push_addr(out, prefix);
+    out.push(b'/');
+    push_octet(out, prefix.len());
+}
+
+/// Writes the address of a prefix.
+fn push_addr(out: &mut Vec<u8>, prefix: &Prefix) {
     match prefix.addr() {
         IpAddr::V4(addr) => {
             for (i, octet) in addr.octets().into_iter().enumerate() {
@@ -118,8 +224,6 @@ fn push_prefix(out: &mut Vec<u8>, prefix: &Prefix) {
         }
         IpAddr::V6(addr) => push_v6(out, addr),
     }
-    out.push(b'/');
-    push_octet(out, prefix.len());
 }
 
 /// Writes an IPv6 address in the form of RFC 5952.

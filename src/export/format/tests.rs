@@ -1,4 +1,5 @@
-//! Goldens: `tests/golden/prefixes-<state>.<format>`, one for each state and dialect, compared octet by octet.
+//! Goldens: `tests/golden/prefixes-<state>.<format>` and `tests/golden/feed-<product>-<state>.txt`, one for each state
+//! and form, compared octet by octet.
 //! `UPDATE_GOLDEN=1` writes them anew; read the difference before you commit it.
 
 use std::collections::BTreeSet;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalogue::{AppId, Tag, TagApp};
+use crate::catalogue::{self, AppId, Tag, TagApp};
 use crate::clock::Timestamp;
 use crate::metrics::Registry;
 use crate::name::Name;
@@ -62,36 +63,136 @@ fn mixed() -> Snapshot {
 }
 
 fn golden(state: &str, snapshot: &Snapshot, query: &Query) {
-    for format in Format::ALL {
-        let file = format!("prefixes-{state}.{}", format.name());
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(&file);
-        let bytes = format.render(snapshot, query).bytes;
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::write(&path, &bytes).unwrap();
-        }
-        let expected = std::fs::read(&path).unwrap_or_default();
-        assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(&expected), "{file}");
+    for format in Format::PREFIXES {
+        same_as(&format!("prefixes-{state}.{}", format.name()), &format.render(snapshot, query).bytes);
+    }
+    for format in Format::FEEDS {
+        same_as(&format!("feed-{}-{state}.txt", format.name()), &format.render(snapshot, query).bytes);
     }
 }
 
+/// Compares with a golden file, or writes it.
+fn same_as(file: &str, bytes: &[u8]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let expected = std::fs::read(&path).unwrap_or_default();
+    assert_eq!(String::from_utf8_lossy(bytes), String::from_utf8_lossy(&expected), "{file}");
+    assert!(path.exists(), "{file} is missing");
+}
+
 #[test]
-fn every_dialect_writes_its_golden_bytes() {
+fn every_form_writes_its_golden_bytes() {
     golden("empty", &snapshot(&[], &[]), &Query::default());
     golden("mixed", &mixed(), &Query::default());
     golden("v6", &snapshot(&[("2001:db8:1::/48", &["zoom"])], &[("2001:db8::1", "zoom")]), &Query::default());
     let selection = Selection { family: Some(Family::V4), apps: Some(vec![AppId::new("zoom")]), origin: None };
     golden("app", &mixed(), &Query { selection, max: NonZeroU32::new(3) });
+    golden("cut", &mixed(), &Query { max: NonZeroU32::new(4), ..Query::default() });
     golden("whole", &snapshot(&[("0.0.0.0/0", &["zoom"]), ("::/0", &["zoom"])], &[]), &Query::default());
 }
 
 #[test]
+fn forms_of_names_write_their_golden_bytes() {
+    let list = "# Demo\nzoom.us\n=login.zoom.us\n*.cdn.zoom.us\n!files.zoom.us\n=login.example.com\n*.example.net\nb\u{fc}cher.example\n";
+    let load = |lists: Vec<(&'static str, &[u8])>| {
+        catalogue::compile(lists, &catalogue::Options::default(), jiff::civil::date(2027, 1, 15)).unwrap().catalogue
+    };
+    for (state, catalogue) in [("empty", load(Vec::new())), ("mixed", load(vec![("zones/demo.list", list.as_bytes())]))]
+    {
+        same_as(&format!("domains-{state}.txt"), &Names::Plain.render(&catalogue, None));
+        same_as(&format!("feed-squid-domains-{state}.txt"), &Names::Squid.render(&catalogue, None));
+    }
+}
+
+#[test]
 fn executable_dialects_hold_no_name_and_no_app() {
-    for format in [Format::Nft, Format::Ipset, Format::Rsc] {
+    for format in [Format::Nft, Format::Ipset, Format::Rsc].into_iter().chain(Format::FEEDS) {
         let text = String::from_utf8(format.render(&mixed(), &Query::default()).bytes).unwrap();
         for word in ["example", "reboot", "zoom", "box", "`", "$", ";", "\u{1b}"] {
             assert!(!text.contains(word), "{} holds {word}", format.name());
         }
     }
+}
+
+/// The products that read a list of prefixes rather than a script.
+const LISTS: [Format; 7] = [
+    Format::PaloAlto,
+    Format::FortiGate,
+    Format::Opnsense,
+    Format::Pfsense,
+    Format::CheckPoint,
+    Format::Cisco,
+    Format::SquidIp,
+];
+
+#[test]
+fn product_list_holds_addresses_and_nothing_else() {
+    for format in LISTS {
+        let text = String::from_utf8(format.render(&mixed(), &Query::default()).bytes).unwrap();
+        assert!(text.ends_with('\n') && !text.contains("\n\n"), "{}", format.name());
+        assert!(text.bytes().all(|octet| b"0123456789abcdef.:/\n".contains(&octet)), "{}: {text}", format.name());
+        let read = |line: &str| line.parse().unwrap_or_else(|_| Prefix::host(line.parse().unwrap()));
+        assert_eq!(text.lines().map(read).collect::<Vec<Prefix>>(), mixed().prefixes(&Selection::default()));
+    }
+}
+
+#[test]
+fn product_that_resolves_words_gets_every_host_with_its_length() {
+    for format in [Format::Opnsense, Format::Pfsense, Format::SquidIp] {
+        let text = String::from_utf8(format.render(&mixed(), &Query::default()).bytes).unwrap();
+        assert!(text.lines().all(|line| line.contains('/')), "{}: {text}", format.name());
+    }
+}
+
+#[test]
+fn no_product_list_has_a_length_of_zero() {
+    let whole = snapshot(&[("0.0.0.0/0", &["zoom"]), ("::/0", &["zoom"])], &[]);
+    for format in LISTS {
+        let text = String::from_utf8(format.render(&whole, &Query::default()).bytes).unwrap();
+        assert_eq!(text, "0.0.0.0/1\n128.0.0.0/1\n::/1\n8000::/1\n", "{}", format.name());
+    }
+}
+
+#[test]
+fn product_limit_holds_unless_the_query_says_otherwise() {
+    let limits = Format::FEEDS.map(|format| (format.name(), format.limit().unwrap().get()));
+    let expected = [
+        ("paloalto", 50_000),
+        ("fortigate", 131_072),
+        ("opnsense", 100_000),
+        ("pfsense", 100_000),
+        ("checkpoint", 50_000),
+        ("cisco", 10_000),
+        ("mikrotik", 20_000),
+        ("squid-ip", 100_000),
+    ];
+    assert_eq!(limits, expected);
+    assert!(Format::PREFIXES.iter().all(|format| format.limit().is_none()));
+
+    let hosts: Vec<String> =
+        (0..10_010_u32).map(|i| IpAddr::from((0x0b00_0000 + i * 2).to_be_bytes()).to_string()).collect();
+    let hosts: Vec<(&str, &str)> = hosts.iter().map(|addr| (addr.as_str(), "zoom")).collect();
+    let snapshot = snapshot(&[("198.51.100.0/24", &["zoom"])], &hosts);
+    let list = |max: Option<u32>| {
+        let rendered =
+            Format::Cisco.render(&snapshot, &Query { max: max.and_then(NonZeroU32::new), ..Query::default() });
+        (String::from_utf8(rendered.bytes).unwrap().lines().count(), rendered.omitted)
+    };
+    assert_eq!(list(None), (10_000, Some(11)));
+    assert_eq!(list(Some(5)), (5, Some(10_006)));
+    assert_eq!(list(Some(20_000)), (10_011, Some(0)), "a larger model is the operator's to know");
+    assert_eq!(Format::Txt.render(&snapshot, &Query::default()).omitted, None);
+    let text = String::from_utf8(Format::Cisco.render(&snapshot, &Query::default()).bytes).unwrap();
+    assert!(text.contains("198.51.100.0/24\n") && text.contains("11.0.0.0\n"), "static first, then longest in use");
+    assert!(!text.contains(&format!("{}\n", hosts[10_009].0)));
+}
+
+#[test]
+fn script_for_mikrotik_is_the_general_one_within_the_limit() {
+    let render = |format: Format| format.render(&mixed(), &Query::default()).bytes;
+    assert_eq!(render(Format::MikroTik), render(Format::Rsc));
 }
 
 #[test]
@@ -110,8 +211,8 @@ fn bound_takes_static_first_then_longest_in_use() {
         (String::from_utf8(rendered.bytes).unwrap(), rendered.omitted)
     };
     let whole = "10.0.0.0/32\n192.0.2.0/31\n198.51.100.0/24\n203.0.113.9/32\n203.0.113.128/25\n2001:db8::1/128\n2001:db8:1::/48\n";
-    assert_eq!(list(7), (whole.to_owned(), 0));
-    assert_eq!(list(2), ("198.51.100.0/24\n203.0.113.128/25\n".to_owned(), 5));
+    assert_eq!(list(7), (whole.to_owned(), Some(0)));
+    assert_eq!(list(2), ("198.51.100.0/24\n203.0.113.128/25\n".to_owned(), Some(5)));
     assert_eq!(list(4).0, "198.51.100.0/24\n203.0.113.9/32\n203.0.113.128/25\n2001:db8:1::/48\n");
     // 192.0.2.1 and 192.0.2.0 become one, 198.51.100.7 lies inside a static prefix: the next one still fits.
     assert_eq!(

@@ -1,0 +1,182 @@
+//! A file that is ours alone while it is open: positioned reads and writes, and a lock.
+//!
+//! [`Disk`] is what the database and the journals stand on. The lock is the kernel's (`flock`): it ends with the
+//! process, however that ends, so a crash leaves none behind. Clones share file and lock.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use redb::StorageBackend;
+
+/// Only its user reads the file: it tells who asked for what.
+const MODE: u32 = 0o600;
+
+/// An open file; cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Disk {
+    file: Arc<File>,
+    #[cfg(test)]
+    faults: Arc<Faults>,
+}
+
+/// Why a file cannot be had for ourselves.
+#[derive(Debug)]
+pub(super) enum LockError {
+    /// Another process, or this one, has it open.
+    InUse,
+    /// It is a folder, a device, a pipe or a socket.
+    NotAFile,
+    Io(io::Error),
+}
+
+impl From<io::Error> for LockError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Disk {
+    /// Opens the file, making it if there is none.
+    pub(super) fn open(path: &Path) -> Result<Self, LockError> {
+        // A folder cannot be opened for writing; say what it is rather than what the system says of it.
+        if path.metadata().is_ok_and(|meta| !meta.is_file()) {
+            return Err(LockError::NotAFile);
+        }
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(MODE).open(path)?;
+        Ok(Self {
+            file: Arc::new(file),
+            #[cfg(test)]
+            faults: Arc::default(),
+        })
+    }
+
+    /// Opens the file and locks it.
+    pub(super) fn lock(path: &Path) -> Result<Self, LockError> {
+        // Between open and lock another process may have set the file aside: then the lock is on the wrong one.
+        loop {
+            let disk = Self::open(path)?;
+            match disk.file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(LockError::InUse),
+                Err(TryLockError::Error(error)) => return Err(error.into()),
+            }
+            let mine = disk.file.metadata()?;
+            if path.metadata().is_ok_and(|there| (there.dev(), there.ino()) == (mine.dev(), mine.ino())) {
+                return Ok(disk);
+            }
+        }
+    }
+
+    /// Returns the length in octets.
+    pub(super) fn size(&self) -> io::Result<u64> {
+        self.may_go_on()?;
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Fills `out` from `offset` on.
+    pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.may_go_on()?;
+        self.file.read_exact_at(out, offset)
+    }
+
+    /// Writes all of `bytes` from `offset` on.
+    pub(super) fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.may_go_on()?;
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Cuts the file, or lengthens it with zeros.
+    pub(super) fn resize(&self, len: u64) -> io::Result<()> {
+        self.may_go_on()?;
+        self.file.set_len(len)
+    }
+
+    /// Waits until what was written has reached the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.may_go_on()?;
+        self.file.sync_data()
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests let it fail")]
+    fn may_go_on(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn may_go_on(&self) -> io::Result<()> {
+        self.faults.count()
+    }
+
+    /// Returns what lets this file fail.
+    #[cfg(test)]
+    pub(super) fn faults(&self) -> &Arc<Faults> {
+        &self.faults
+    }
+}
+
+/// The database syncs for real: what it says is committed survives the loss of power.
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        self.size()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.resize(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_at(offset, bytes)
+    }
+}
+
+/// Lets a file fail: every call from the `n`th on, until it is mended.
+#[cfg(test)]
+#[derive(Debug)]
+pub(super) struct Faults {
+    calls_left: std::sync::atomic::AtomicU64,
+}
+
+#[cfg(test)]
+impl Default for Faults {
+    fn default() -> Self {
+        Self { calls_left: u64::MAX.into() }
+    }
+}
+
+#[cfg(test)]
+impl Faults {
+    /// Lets `calls` calls pass and all later ones fail.
+    pub(super) fn after(&self, calls: u64) {
+        self.calls_left.store(calls, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Lets all calls pass again.
+    pub(super) fn mend(&self) {
+        self.after(u64::MAX);
+    }
+
+    fn count(&self) -> io::Result<()> {
+        use std::sync::atomic::Ordering::SeqCst;
+        let take = |left: u64| match left {
+            u64::MAX => Some(left),
+            0 => None,
+            left => Some(left - 1),
+        };
+        match self.calls_left.fetch_update(SeqCst, SeqCst, take) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::new(io::ErrorKind::StorageFull, "the test's disk is full")),
+        }
+    }
+}

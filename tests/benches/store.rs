@@ -1,0 +1,198 @@
+//! What keeping costs: the commit of a batch beside what is stored, and a restart.
+//!
+//! `cargo bench --bench store` first prints what criterion does not: the spread of a commit as the writer sees it (order
+//! sent until `Held`, both thread switches included) for 1 and for 100 sightings at 100,000 stored, at rest and at 1,000
+//! a second, and a restart with 100,000 and with 1,000,000 sightings after an orderly end and after a kill, with the
+//! sizes of the files. Then criterion times the commit of one.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use greenlane::clock::{Clock, Stopwatch, Timestamp};
+use greenlane::metrics::Registry;
+use greenlane::name::Name;
+use greenlane::set::Session;
+use greenlane::set::outlet::{Applied, Change, Kept, Outlet, Restored, SightingChange, outlet};
+use greenlane::store::{Durability, Metrics, Options, Store, run};
+use tokio::runtime::Runtime;
+
+const STORED: u64 = 100_000;
+
+fn start() -> Timestamp {
+    Clock::system().now()
+}
+
+/// Spreads `n` over 64 bits: a step of splitmix64.
+fn spread(n: u64) -> u64 {
+    let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// The `n`th sighting: half IPv4, half IPv6, eight addresses to a name.
+fn put(n: u64, now: Timestamp) -> SightingChange {
+    let bits = spread(n);
+    let addr = if n.is_multiple_of(2) {
+        IpAddr::V4(Ipv4Addr::from_bits((bits >> 32) as u32))
+    } else {
+        IpAddr::V6(Ipv6Addr::from_bits((0x2600_u128 << 112) | u128::from(bits)))
+    };
+    let after = |secs| now.after(Duration::from_secs(secs));
+    SightingChange::Put(Kept {
+        addr,
+        name: Name::parse(&format!("host-{}.pool.example.com", n / 8)).expect("a name"),
+        first_seen: now,
+        last_seen: now,
+        told_until: after(3600),
+        end: after(7200),
+        granted: after(7800),
+    })
+}
+
+/// A store at work.
+struct Work {
+    outlet: Outlet,
+    thread: JoinHandle<()>,
+    runtime: Runtime,
+    session: Session,
+    serial: u64,
+    next: u64,
+}
+
+impl Work {
+    fn open(folder: &Path, durability: Durability) -> (Self, Restored) {
+        let options = Options { path: folder.join("greenlane.redb"), durability };
+        let opened = Store::open(&options, start()).expect("opens");
+        let (outlet, intake) = outlet("store");
+        let metrics = Metrics::new(&Registry::new());
+        let store = opened.store;
+        let thread = thread::spawn(move || run(store, intake, &Clock::system(), metrics));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let Restored { session, serial, .. } = opened.restored;
+        let next = opened.restored.sightings.len() as u64;
+        (Self { outlet, thread, runtime, session, serial, next }, opened.restored)
+    }
+
+    fn batch(&mut self, len: u64) -> Change {
+        self.serial += 1;
+        let now = start();
+        let sightings = (self.next..self.next + len).map(|n| put(n, now)).collect();
+        self.next += len;
+        Change { sightings, ..Change::empty(self.session, self.serial, now) }
+    }
+
+    /// Sends and waits; returns how long that took.
+    fn keep(&self, change: Change) -> Duration {
+        let change = Arc::new(change);
+        let watch = Stopwatch::start();
+        let mut reply = self.outlet.send(&change).expect("room");
+        let applied = self.runtime.block_on(reply.wait());
+        let took = watch.elapsed();
+        assert_eq!(applied, Applied::Held);
+        took
+    }
+
+    fn fill(&mut self, count: u64) {
+        while self.next < count {
+            let batch = self.batch(10_000);
+            self.keep(batch);
+        }
+    }
+
+    fn stop(mut self) {
+        let last = Change { last: true, ..self.batch(0) };
+        self.keep(last);
+        drop(self.outlet);
+        self.thread.join().expect("the store ends");
+    }
+}
+
+fn spread_of(what: &str, mut spans: Vec<Duration>) {
+    spans.sort_unstable();
+    let at = |share: usize| spans[(spans.len() - 1) * share / 1000].as_secs_f64() * 1e3;
+    let (p50, p99, p999, max, count) = (at(500), at(990), at(999), at(1000), spans.len());
+    println!("store/{what}: p50 {p50:.3} ms, p99 {p99:.3} ms, p99.9 {p999:.3} ms, longest {max:.1} ms, of {count}");
+}
+
+fn commits(folder: &Path, durability: Durability) {
+    let (mut work, _) = Work::open(folder, durability);
+    work.fill(STORED);
+    // Until the database has taken it.
+    thread::sleep(Duration::from_secs(3));
+    for (len, pause, count) in [(1, 1000, 5000), (1, 0, 20_000), (100, 100_000, 60)] {
+        let count = if durability == Durability::Disk { (count / 20).max(40) } else { count };
+        let mut spans = Vec::new();
+        for _ in 0..count {
+            let batch = work.batch(len);
+            spans.push(work.keep(batch));
+            thread::sleep(Duration::from_micros(pause));
+        }
+        let pace = if pause == 0 { "at once".to_owned() } else { format!("each {} ms", pause / 1000) };
+        spread_of(&format!("commit_{len} at {STORED} stored, {durability:?}, {pace}"), spans);
+    }
+    work.stop();
+}
+
+fn restart(folder: &Path, count: u64) {
+    let (mut work, _) = Work::open(folder, Durability::Process);
+    work.fill(count);
+    work.stop();
+    let size = |folder: &Path| {
+        let files = fs::read_dir(folder).expect("a folder").filter_map(Result::ok);
+        files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum::<u64>()
+    };
+    println!("store/size: {count} sightings in {:.1} MB after an orderly end", size(folder) as f64 / 1e6);
+    let timed = |what: &str| {
+        let options = Options { path: folder.join("greenlane.redb"), durability: Durability::Process };
+        let watch = Stopwatch::start();
+        let opened = Store::open(&options, start()).expect("opens");
+        let took = watch.elapsed().as_millis();
+        println!("store/restart: {} sightings after {what} in {took} ms", opened.restored.sightings.len());
+        opened
+    };
+    let opened = timed("an orderly end");
+    // Nothing of it is dropped, as when the process is killed; only the lock has to go.
+    let copy = tempfile::tempdir().expect("a folder");
+    for file in fs::read_dir(folder).expect("a folder").filter_map(Result::ok) {
+        fs::copy(file.path(), copy.path().join(file.file_name())).expect("copied");
+    }
+    drop(opened);
+    for file in fs::read_dir(copy.path()).expect("a folder").filter_map(Result::ok) {
+        fs::copy(file.path(), folder.join(file.file_name())).expect("copied");
+    }
+    timed("a kill");
+}
+
+fn benches(c: &mut Criterion) {
+    let folder = || tempfile::tempdir().expect("a folder");
+    commits(folder().path(), Durability::Process);
+    commits(folder().path(), Durability::Disk);
+    restart(folder().path(), 100_000);
+    restart(folder().path(), 1_000_000);
+
+    let folder = folder();
+    let (mut work, _) = Work::open(folder.path(), Durability::Process);
+    work.fill(STORED);
+    c.bench_function("store/commit_1", |b| {
+        b.iter_custom(|count| {
+            (0..count).fold(Duration::ZERO, |sum, _| {
+                let batch = work.batch(1);
+                sum + work.keep(batch)
+            })
+        });
+    });
+    work.stop();
+}
+
+criterion_group! {
+    name = store;
+    config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(5));
+    targets = benches
+}
+criterion_main!(store);
