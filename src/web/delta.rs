@@ -7,7 +7,8 @@
 //! | an older one that the history reaches | the steps since, merged |
 //! | one too old, from the future, or of another session | the whole set, `reset: true` |
 //!
-//! The form is that of [`super::change`]. Ends change without a serial, so there is no entity tag and no 304.
+//! The form is that of [`super::change`]. Ends change without a serial, so there is no entity tag and no 304. They are
+//! instants of our clock, which `X-Greenlane-Now` tells.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use futures_util::stream;
 use super::change::{Change, Items};
 use super::query;
 use super::rendered::RenderError;
-use super::reply::{failed, not_ready, refused, with_type};
+use super::reply::{failed, not_ready, refused, stamped, with_type};
 use super::state::Web;
 use crate::set::{Session, Since};
 
@@ -33,8 +34,9 @@ pub(super) async fn delta(web: Arc<Web>, uri: Uri) -> Response {
         Ok(held) => held,
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
     };
+    let now = web.now();
     match since(&web, held).await {
-        Ok(change) => with_type(StatusCode::OK, "application/json", body(change)),
+        Ok(change) => stamped(with_type(StatusCode::OK, "application/json", body(change)), now),
         Err(error) => failed(&error),
     }
 }

@@ -7,6 +7,8 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use axum::response::Response;
 
+use crate::clock::Timestamp;
+
 /// Answers with a status and one line.
 pub(super) fn refused(status: StatusCode, line: &str) -> Response {
     text(status, format!("{line}\n"))
@@ -44,6 +46,16 @@ pub(super) fn failed(error: &dyn Display) -> Response {
 /// Adds `Retry-After`.
 pub(super) fn again_in(mut response: Response, secs: u32) -> Response {
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(secs));
+    response
+}
+
+/// The header that tells our clock, in which all ends are told: milliseconds since the Unix epoch. A follower whose
+/// clock differs shifts the ends by as much.
+pub(super) const CLOCK: HeaderName = HeaderName::from_static("x-greenlane-now");
+
+/// Tells our clock.
+pub(super) fn stamped(mut response: Response, now: Timestamp) -> Response {
+    response.headers_mut().insert(CLOCK, now.as_millis().into());
     response
 }
 

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::change::{Change, Ends, Renewed};
 use super::delta::since;
 use super::query;
-use super::reply::{again_in, not_ready, refused, with_type};
+use super::reply::{again_in, not_ready, refused, stamped, with_type};
 use super::state::{Full, Place, Web};
 use crate::set::{Event, Session, Subscription};
 
@@ -59,11 +59,12 @@ pub(super) async fn watch(web: Arc<Web>, client: IpAddr, uri: Uri, request: Head
         }
         Err(Full::All) => return again_in(refused(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open"), 10),
     };
+    let now = web.now();
     let follower = Follower::new(web, held, place);
     let mut response = with_type(StatusCode::OK, "text/event-stream", Body::from_stream(follower.pieces()));
     // nginx would gather events before it passes them on.
     response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    response
+    stamped(response, now)
 }
 
 /// One open stream.

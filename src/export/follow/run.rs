@@ -1,0 +1,393 @@
+//! The one task that merges: news of resolvers in, changes for the sinks out.
+//!
+//! At most one change is on its way to the sinks; what comes meanwhile gathers in the book and makes the next one. So a
+//! slow kernel costs no memory beyond the book, and bursts become one transaction.
+//!
+//! The first change is whole, and is sent once every resolver has answered or failed, or [`FIRST_PATIENCE`] after the
+//! first answer: what only another resolver knows must not look like surplus. Without any answer nothing is sent, and
+//! whatever the kernel holds stays as it is.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::book::{self, Book, Limits, Source};
+use super::client::{Client, Failure, News, Resolver};
+use super::gate::{Gate, Refusals};
+use super::meter::Metrics;
+use super::print::Printer;
+use super::told::Told;
+use super::{AccessError, Options};
+use crate::clock::{Clock, Stopwatch, Timestamp};
+use crate::metrics::Registry;
+use crate::prefix::Family;
+use crate::set::Session;
+use crate::set::outlet::{Applied, Change, NotSent, Outlet, Reply};
+
+/// How long the first whole change waits for the other resolvers.
+const FIRST_PATIENCE: Duration = Duration::from_secs(5);
+/// How often life is shown.
+const BEAT: Duration = Duration::from_secs(1);
+/// How much may wait to be merged; a resolver's thread that finds it full waits.
+const NEWS_LEN_MAX: usize = 16;
+/// How long `once` waits for the sinks.
+const ONCE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where changes go.
+pub enum Sink {
+    /// To an engine that makes them.
+    Outlet(Outlet),
+    /// On paper.
+    Printer(Printer),
+}
+
+/// How following goes, once a second and after each change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// How many resolvers are followed.
+    pub followed: usize,
+    /// Of how many.
+    pub resolvers: usize,
+    /// Learned hosts held.
+    pub hosts: usize,
+    /// Static prefixes held.
+    pub statics: usize,
+    /// Whether the sinks have held a whole set.
+    pub has_applied: bool,
+    /// Whether the sinks hold the last change.
+    pub is_held: bool,
+}
+
+/// Why [`Follower::once`] did not do it.
+#[derive(Debug, Error)]
+pub enum OnceError {
+    /// No resolver answered.
+    #[error("{}", .0.join("\n"))]
+    NoAnswer(Vec<String>),
+    /// A sink does not hold the set.
+    #[error("{0} does not hold the set; the log says why")]
+    NotHeld(&'static str),
+    /// The lines could not be written.
+    #[error("standard output: {0}")]
+    Print(io::Error),
+}
+
+/// Follows resolvers.
+pub struct Follower {
+    resolvers: Vec<Resolver>,
+    clients: Vec<Client>,
+    clock: Clock,
+    state: Merger,
+}
+
+impl Follower {
+    /// Reads the certificates and registers the metrics; once a registry.
+    ///
+    /// # Errors
+    /// [`AccessError`] if the certificates cannot be used.
+    pub fn new(options: Options, sinks: Vec<Sink>, clock: Clock, registry: &Registry) -> Result<Self, AccessError> {
+        let gate = Gate::new(options.admission, (options.widest4, options.widest6), options.max_total);
+        let limits = Limits { hosts_max: gate.max_total(), statics_max: gate.statics_max(), lease: options.lease };
+        let gate = Arc::new(gate);
+        let client =
+            |resolver: &Resolver| Client::new(resolver.clone(), &options.access, Arc::clone(&gate), clock.clone());
+        let clients = options.resolvers.iter().map(client).collect::<Result<Vec<_>, _>>()?;
+        let count = clients.len();
+        let state = Merger {
+            book: Book::new(count, limits),
+            sources: (0..count).map(|_| State::default()).collect(),
+            sinks,
+            session: Session::random(),
+            serial: 0,
+            metrics: Metrics::new(registry, count),
+            refused: HashSet::new(),
+            urls: options.resolvers.iter().map(|resolver| resolver.url().to_owned()).collect(),
+            first_answer: None,
+            is_whole_due: false,
+            has_sent: false,
+            in_flight: None,
+            unsent: None,
+            has_applied: false,
+            is_held: false,
+        };
+        Ok(Self { resolvers: options.resolvers, clients, clock, state })
+    }
+
+    /// Follows until `stop`; what the sinks hold stays there. `beat` hears how it goes at least once a second, and no
+    /// more if this task hangs.
+    ///
+    /// # Errors
+    /// If a thread cannot be started, or a line not be printed.
+    pub async fn follow(self, stop: CancellationToken, mut beat: impl FnMut(Standing)) -> io::Result<()> {
+        let Self { clients, clock, mut state, .. } = self;
+        let (sender, mut news) = mpsc::channel(NEWS_LEN_MAX);
+        for (source, client) in clients.into_iter().enumerate() {
+            let sender = sender.clone();
+            client.start(move |news| sender.blocking_send((source, news)).map_err(|_| mpsc::error::SendError(())))?;
+        }
+        let mut beats = tokio::time::interval(BEAT);
+        loop {
+            let wake = state.wakes(clock.now());
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some((source, news)) = news.recv() => state.hear(source, news, clock.now()),
+                (is_held, took) = in_flight(&mut state.in_flight) => state.answered(is_held, took, clock.now()),
+                () = sleep_until(&clock, wake) => {}
+                _ = beats.tick() => {}
+            }
+            state.step(clock.now())?;
+            beat(state.standing());
+        }
+    }
+
+    /// Asks every resolver once and gives the sinks what those say that answer. Returns what the others did.
+    ///
+    /// # Errors
+    /// See [`OnceError`].
+    pub async fn once(self) -> Result<Vec<String>, OnceError> {
+        let Self { clients, clock, mut state, .. } = self;
+        let asked = clients.into_iter().map(|mut client| tokio::task::spawn_blocking(move || client.delta()));
+        let asked: Vec<_> = asked.collect();
+        let mut failures = Vec::new();
+        for (source, asked) in asked.into_iter().enumerate() {
+            match asked.await {
+                Ok(Ok(told)) => state.hear(source, News::Told { told, is_stream: false }, clock.now()),
+                Ok(Err(failure)) => failures.push(format!("{}: {failure}", state.urls[source])),
+                Err(error) => failures.push(format!("{}: {error}", state.urls[source])),
+            }
+        }
+        if failures.len() == state.sources.len() {
+            return Err(OnceError::NoAnswer(failures));
+        }
+        state.is_whole_due = true;
+        state.book.expire(clock.now());
+        state.send(clock.now()).map_err(OnceError::Print)?;
+        let Some(mut sent) = state.in_flight.take() else { return Ok(failures) };
+        for (name, reply) in &mut sent.replies {
+            if tokio::time::timeout(ONCE_PATIENCE, reply.wait()).await != Ok(Applied::Held) {
+                return Err(OnceError::NotHeld(name));
+            }
+        }
+        if sent.is_refused { Err(OnceError::NotHeld("a sink that is gone")) } else { Ok(failures) }
+    }
+
+    /// Returns the resolvers.
+    pub fn resolvers(&self) -> &[Resolver] {
+        &self.resolvers
+    }
+}
+
+/// Waits for the answers to what is in flight; for ever if nothing is. Returns whether all sinks hold it.
+async fn in_flight(in_flight: &mut Option<InFlight>) -> (bool, Duration) {
+    match in_flight {
+        None => std::future::pending().await,
+        Some(sent) => {
+            while let Some((_, reply)) = sent.replies.last_mut() {
+                let answer = reply.wait().await;
+                sent.is_refused |= answer != Applied::Held;
+                sent.replies.pop();
+            }
+            (!sent.is_refused, sent.began.elapsed())
+        }
+    }
+}
+
+async fn sleep_until(clock: &Clock, wake: Option<Timestamp>) {
+    match wake {
+        Some(wake) => clock.sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A change that the sinks have not answered yet.
+struct InFlight {
+    replies: Vec<(&'static str, Reply)>,
+    is_refused: bool,
+    /// Since the first of the news came that it is made of.
+    began: Stopwatch,
+}
+
+/// What is told of a resolver.
+#[derive(Clone, Debug, Default)]
+struct State {
+    has_answered: bool,
+    has_failed: bool,
+    is_followed: bool,
+    /// The failure that was told last, so that it is told once.
+    told: Option<String>,
+}
+
+struct Merger {
+    book: Book,
+    sources: Vec<State>,
+    sinks: Vec<Sink>,
+    session: Session,
+    serial: u64,
+    metrics: Metrics,
+    /// What refusals were told, so that each is told once.
+    refused: HashSet<(Source, &'static str)>,
+    urls: Vec<String>,
+    first_answer: Option<Timestamp>,
+    is_whole_due: bool,
+    has_sent: bool,
+    in_flight: Option<InFlight>,
+    /// Since news came that the sinks were not told yet.
+    unsent: Option<Stopwatch>,
+    has_applied: bool,
+    is_held: bool,
+}
+
+impl Merger {
+    fn hear(&mut self, source: Source, news: News, now: Timestamp) {
+        match news {
+            News::Alive => self.metrics.heard(source, now),
+            News::Told { told, is_stream } => {
+                self.metrics.heard(source, now);
+                self.sources[source].has_answered = true;
+                self.first_answer.get_or_insert(now);
+                self.unsent.get_or_insert_with(Stopwatch::start);
+                if is_stream {
+                    self.note_followed(source);
+                }
+                self.take(source, told, now);
+            }
+            News::Failed(failure) => self.fail(source, &failure, now),
+        }
+    }
+
+    fn take(&mut self, source: Source, told: Told, now: Timestamp) {
+        let delta = match told {
+            Told::Renewed(renewed) => return self.book.renewed(source, &renewed),
+            Told::Delta(delta) => delta,
+        };
+        let serial = delta.serial;
+        let taken = self.book.told(source, delta, now);
+        self.metrics.told(source, serial, taken.is_new_session);
+        self.tell_refused(source, &taken.refused);
+        let url = &self.urls[source];
+        if taken.is_disbelieved {
+            tracing::warn!(
+                "{url}: more than half of its set is gone at once; {} items stay until their ends",
+                taken.kept
+            );
+        } else if taken.kept > 0 {
+            tracing::info!("{url}: a new session; {} items of the one before stay until their ends", taken.kept);
+        }
+    }
+
+    fn tell_refused(&mut self, source: Source, refused: &Refusals) {
+        self.metrics.refused(refused);
+        for (reason, count) in refused.iter() {
+            if self.refused.insert((source, reason)) {
+                let url = &self.urls[source];
+                tracing::warn!(
+                    "{url}: {count} items refused: {reason}; told once, greenlane_sync_refused_total counts on"
+                );
+            }
+        }
+    }
+
+    fn note_followed(&mut self, source: Source) {
+        let state = &mut self.sources[source];
+        if !std::mem::replace(&mut state.is_followed, true) {
+            state.told = None;
+            tracing::info!("{}: followed", self.urls[source]);
+        }
+    }
+
+    fn fail(&mut self, source: Source, failure: &Failure, now: Timestamp) {
+        self.metrics.failed(source, failure);
+        let state = &mut self.sources[source];
+        (state.has_failed, state.is_followed) = (true, false);
+        let text = failure.to_string();
+        if state.told.as_ref() != Some(&text) {
+            tracing::warn!("{}: {text}; what it told is kept, trying again", self.urls[source]);
+            state.told = Some(text);
+        }
+        let was_floored = self.book.floor().is_some();
+        self.book.failed(source, now);
+        if let Some(floor) = self.book.floor().filter(|_| !was_floored) {
+            tracing::warn!("no resolver answers; everything is held for another {} s", floor.since(now).as_secs());
+        }
+    }
+
+    /// Lets go of what has ended and sends what there is to say, if the sinks have answered the last.
+    fn step(&mut self, now: Timestamp) -> io::Result<()> {
+        self.book.expire(now);
+        self.metrics.show(&self.book, now);
+        if !self.has_sent && !self.is_whole_due {
+            let is_complete = self.sources.iter().all(|state| state.has_answered || state.has_failed);
+            let first = self.first_answer;
+            self.is_whole_due = first.is_some_and(|first| is_complete || now >= first.after(FIRST_PATIENCE));
+        }
+        if self.in_flight.is_none() { self.send(now) } else { Ok(()) }
+    }
+
+    fn send(&mut self, now: Timestamp) -> io::Result<()> {
+        let wants_whole = |sink: &Sink| matches!(sink, Sink::Outlet(outlet) if outlet.wants_whole());
+        let is_whole = self.is_whole_due || (self.has_sent && self.sinks.iter().any(wants_whole));
+        if !is_whole && !self.has_sent {
+            return Ok(());
+        }
+        let news = if is_whole { Some(self.book.whole(now)) } else { self.book.news(now) };
+        let began = self.unsent.take().unwrap_or_else(Stopwatch::start);
+        let Some(news) = news else { return Ok(()) };
+        (self.is_whole_due, self.has_sent) = (false, true);
+        self.serial += 1;
+        let mut sent = InFlight { replies: Vec::new(), is_refused: false, began };
+        let change = Arc::new(self.change(&news, is_whole, now));
+        for sink in &mut self.sinks {
+            match sink {
+                Sink::Printer(printer) => printer.print(&news, is_whole, &self.book)?,
+                Sink::Outlet(outlet) => match outlet.send(&change) {
+                    Ok(reply) => sent.replies.push((outlet.name(), reply)),
+                    // It asks for a whole change when it is ready for one; one that is gone says so in its log.
+                    Err(NotSent::Full | NotSent::Gone) => sent.is_refused = true,
+                },
+            }
+        }
+        self.in_flight = Some(sent);
+        Ok(())
+    }
+
+    fn change(&self, news: &book::News, whole: bool, now: Timestamp) -> Change {
+        Change {
+            whole,
+            hosts: news.hosts.clone(),
+            statics: news.statics.clone(),
+            ..Change::empty(self.session, self.serial, now)
+        }
+    }
+
+    fn answered(&mut self, is_held: bool, took: Duration, now: Timestamp) {
+        self.in_flight = None;
+        self.has_applied |= is_held;
+        self.is_held = is_held;
+        self.metrics.answered(is_held, took, now);
+    }
+
+    /// Returns when there is something to do although nobody says anything.
+    fn wakes(&self, now: Timestamp) -> Option<Timestamp> {
+        let first = self.first_answer.filter(|_| !self.has_sent).map(|first| first.after(FIRST_PATIENCE));
+        let wake = [self.book.next_end(), first].into_iter().flatten().min();
+        // What is due and not done yet waits for an answer of the sinks.
+        wake.filter(|wake| *wake > now)
+    }
+
+    fn standing(&self) -> Standing {
+        let (v4, v6) = (self.book.counts(Family::V4), self.book.counts(Family::V6));
+        Standing {
+            followed: self.sources.iter().filter(|state| state.is_followed).count(),
+            resolvers: self.sources.len(),
+            hosts: v4.0 + v6.0,
+            statics: v4.1 + v6.1,
+            has_applied: self.has_applied,
+            is_held: self.is_held,
+        }
+    }
+}
