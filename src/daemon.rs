@@ -542,7 +542,7 @@ fn learn_options(config: &Config, dns: impl Iterator<Item = SocketAddr>) -> lear
 }
 
 /// Every address of this host's interfaces; none if the system does not tell.
-fn interface_addresses() -> impl Iterator<Item = IpAddr> {
+pub(crate) fn interface_addresses() -> impl Iterator<Item = IpAddr> {
     let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
     interfaces.filter_map(|interface| {
         let address = interface.address?;

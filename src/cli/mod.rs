@@ -22,6 +22,7 @@ mod explain;
 mod nft;
 mod prefixes;
 mod serve;
+mod sync;
 
 /// A DNS forwarder that keeps a firewall's TLS-inspection bypass exact.
 ///
@@ -47,6 +48,8 @@ enum Command {
     Explain(ExplainArgs),
     /// Print the set of a running greenlane
     Prefixes(PrefixesArgs),
+    /// Keep this host's nftables as resolvers elsewhere say
+    Sync(sync::SyncArgs),
     /// Look after what is kept in the local nftables
     #[command(subcommand)]
     Nft(NftCommand),
@@ -218,6 +221,7 @@ impl Cli {
             Some(Command::Check(args)) => check::run(&self.file, &args),
             Some(Command::Explain(args)) => explain::run(&self.file, &args),
             Some(Command::Prefixes(args)) => prefixes::run(&self.file, &args),
+            Some(Command::Sync(args)) => sync::run(&self.file, &args),
             Some(Command::Nft(command)) => nft::run(&self.file, &command),
         }
     }

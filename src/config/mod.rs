@@ -43,6 +43,8 @@ use raw::Document;
 
 pub use env::Env;
 pub use print::default_file;
+pub use read::is_nft_name;
+pub use units::parse_duration;
 
 /// Everything that an operator can say, checked, in the parts' own terms.
 #[derive(Clone, Debug, PartialEq)]

@@ -218,13 +218,8 @@ impl Item<'_> {
 
     /// Reads the name of a table or set of nftables, within the kernel's bounds.
     pub(super) fn nft_name(&self, faults: &mut Faults) -> Option<String> {
-        let is_name = |text: &str| {
-            text.len() <= 255
-                && text.starts_with(|c: char| c.is_ascii_alphabetic())
-                && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
-        };
         let expected = "a name of nftables, a letter first, then letters, digits, `_`, `-` or `.`";
-        self.parsed(expected, faults, |text| is_name(text).then(|| text.to_owned()))
+        self.parsed(expected, faults, |text| is_nft_name(text).then(|| text.to_owned()))
     }
 
     /// Reads an address and a port; port 0 lets the system choose.
@@ -407,4 +402,11 @@ fn parse_name(text: &str) -> Result<Name, Fault> {
         Cow::Owned(idna::domain_to_ascii(text).map_err(|_| Fault::Idna { found: found() })?)
     };
     Name::parse(&ascii).map_err(|source| Fault::Name { found: found(), source })
+}
+
+/// Returns whether the kernel and `nft` take this as the name of a table or set.
+pub fn is_nft_name(text: &str) -> bool {
+    text.len() <= 255
+        && text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
 }

@@ -24,7 +24,7 @@ const SIZE_UNITS: [(&str, u64); 9] = [
 
 /// Reads a duration: one or more whole numbers, each with its unit, the longer units first, without spaces.
 /// `None` if it is none or beyond 2^64 milliseconds.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut millis = 0u64;
     let mut rest = text;
     let mut units = DURATION_UNITS.iter();

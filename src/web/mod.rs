@@ -44,7 +44,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use server::serve;
+pub use server::{serve, serve_metrics};
 pub use state::{Followed, Hooks, State};
 pub use token::{TokenError, Tokens};
 

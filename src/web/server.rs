@@ -16,6 +16,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,8 +27,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::guard::Peer;
+use super::reply::{text, with_type};
 use super::state::Limiter;
 use super::{Options, State, router};
+use crate::metrics::{self, Registry};
+use crate::prefix::Prefix;
 
 const CONNECTIONS_MAX: usize = 1024;
 const CONNECTIONS_PER_CLIENT_MAX: usize = 128;
@@ -44,7 +49,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// Registers the metrics of this part, so call it once a registry.
 pub async fn serve(listener: TcpListener, state: State, options: Options, shutdown: CancellationToken) {
-    let router = router(state, shutdown.clone());
+    accept(listener, router(state, shutdown.clone()), &options.allow, shutdown).await;
+}
+
+/// Serves `/metrics` and `/healthz` alone, for a process that has no set to serve; otherwise like [`serve`].
+pub async fn serve_metrics(listener: TcpListener, registry: Registry, shutdown: CancellationToken) {
+    let metrics = move || async move { with_type(StatusCode::OK, metrics::CONTENT_TYPE, registry.render().into()) };
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { text(StatusCode::OK, "ok\n".to_owned()) }));
+    accept(listener, router, &[], shutdown).await;
+}
+
+async fn accept(listener: TcpListener, router: Router, allow: &[Prefix], shutdown: CancellationToken) {
     let limiter = Limiter::new(CONNECTIONS_MAX, CONNECTIONS_PER_CLIENT_MAX);
     let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
     loop {
@@ -60,7 +77,7 @@ pub async fn serve(listener: TcpListener, state: State, options: Options, shutdo
                 continue;
             }
         };
-        if !options.allow.is_empty() && !options.allow.iter().any(|prefix| prefix.contains(peer)) {
+        if !allow.is_empty() && !allow.iter().any(|prefix| prefix.contains(peer)) {
             continue;
         }
         let Ok(place) = limiter.take(peer) else { continue };

@@ -79,7 +79,6 @@ pub enum OnceError {
 
 /// Follows resolvers.
 pub struct Follower {
-    resolvers: Vec<Resolver>,
     clients: Vec<Client>,
     clock: Clock,
     state: Merger,
@@ -115,7 +114,7 @@ impl Follower {
             has_applied: false,
             is_held: false,
         };
-        Ok(Self { resolvers: options.resolvers, clients, clock, state })
+        Ok(Self { clients, clock, state })
     }
 
     /// Follows until `stop`; what the sinks hold stays there. `beat` hears how it goes at least once a second, and no
@@ -176,9 +175,9 @@ impl Follower {
         if sent.is_refused { Err(OnceError::NotHeld("a sink that is gone")) } else { Ok(failures) }
     }
 
-    /// Returns the resolvers.
-    pub fn resolvers(&self) -> &[Resolver] {
-        &self.resolvers
+    /// Adds a place where changes go.
+    pub fn add(&mut self, sink: Sink) {
+        self.state.sinks.push(sink);
     }
 }
 

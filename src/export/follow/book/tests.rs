@@ -98,7 +98,7 @@ fn sink_is_told_what_changed_and_repeats_cost_nothing() {
 fn new_session_is_merged_before_anything_leaves() {
     let mut book = book();
     book.told(0, whole(1, &[(1, 100), (2, 200), (3, 300)], &[]), NOW);
-    let taken = book.told(0, whole(2, &[(3, 50), (4, 100)], &[]), NOW);
+    let taken = book.told(0, whole(2, &[(3, 50), (4, 900)], &[]), NOW);
     assert_eq!((taken.is_new_session, taken.kept, taken.is_disbelieved), (true, 2, false));
     assert_eq!(held(&book), [1, 2, 3, 4]);
     book.expire(secs(100));
