@@ -31,7 +31,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Env};
 use crate::export::file;
 use crate::forward::{self, Forward};
-use crate::learn::{self, Learner, Listing};
+use crate::learn::{self, Confirm, Learner, Listing};
 use crate::listen::plain::{self, Plain};
 use crate::listen::streams::{Open, Streams};
 use crate::listen::{self, Access, BindError, Bound, Front};
@@ -181,7 +181,8 @@ impl Daemon {
         let catalogue = Arc::new(loaded.catalogue);
         let generation = 1;
         let options = learn_options(&config, bound.iter().map(|sockets| sockets.addr));
-        let (learner, writer) = learn::start(options, listing(&catalogue), generation, clock.clone(), &registry);
+        let start = learn::Start::new(options, listing(&catalogue), generation);
+        let (learner, writer) = learn::start(start, clock.clone(), &registry);
         let current = current(&config, generation, &catalogue, forward);
         let cache = Cache::new(config.cache.size_bytes);
         let pipeline = Pipeline::new(current, cache, learner.clone(), clock.clone(), &registry);
@@ -260,7 +261,7 @@ impl Daemon {
             None => Ok(loaded.config.clone()),
         };
         let result = match config {
-            Ok(config) => self.apply(config, &mut loaded).await,
+            Ok(config) => self.apply(config, &mut loaded, Confirm::Explicit).await,
             Err(problems) => Err(ReloadError::Config(problems)),
         };
         self.tell(result);
@@ -270,7 +271,7 @@ impl Daemon {
     async fn reload_catalogue(&self) {
         let mut loaded = self.loaded.lock().await;
         let config = loaded.config.clone();
-        let result = self.apply(config, &mut loaded).await;
+        let result = self.apply(config, &mut loaded, Confirm::No).await;
         self.tell(result);
     }
 
@@ -288,7 +289,7 @@ impl Daemon {
     }
 
     /// Puts a configuration and its lists in force: everything is built before anything is swapped.
-    async fn apply(&self, config: Config, loaded: &mut Loaded) -> Result<u64, ReloadError> {
+    async fn apply(&self, config: Config, loaded: &mut Loaded, confirm: Confirm) -> Result<u64, ReloadError> {
         let read = catalogue::load(&config.catalogue, today()).map_err(ReloadError::Catalogue)?;
         let in_force = self.catalogue().trigger_count();
         if read.catalogue.is_empty() && in_force > 0 {
@@ -309,7 +310,7 @@ impl Daemon {
         self.access.replace(config.listen.allow.clone());
         // The learner first: what is matched by the old catalogue meanwhile, it matches again.
         let options = learn_options(&config, self.dns.iter().copied());
-        self.learner.reload(listing(&catalogue), generation, Some(options)).await;
+        self.learner.reload(listing(&catalogue), generation, Some(options), confirm).await;
         self.pipeline.replace(current(&config, generation, &catalogue, forward));
         self.catalogue.store(Arc::clone(&catalogue));
         if upstreams_change {
