@@ -13,6 +13,7 @@ mod metrics;
 mod ordinary;
 mod promises;
 mod reload;
+mod restart;
 mod scenarios;
 mod stage;
 mod strangers;
