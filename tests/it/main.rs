@@ -5,6 +5,7 @@ mod commands;
 mod consumers;
 mod encrypted;
 mod feeds;
+mod firewall;
 mod formats;
 mod harness;
 mod layers;
