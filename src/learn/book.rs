@@ -105,7 +105,7 @@ impl Book {
         (book, first)
     }
 
-    /// Learns what an answer holds. The addresses are in the draft, and published by the next [`Self::commit`].
+    /// Learns what an answer holds. The addresses are in the draft, and published by the next [`Self::publish`].
     pub(crate) fn offer(&mut self, mut offer: Admitted, now: Timestamp) -> Outcome {
         // A reload has passed the answer on its way: what counts is the listing of now.
         if offer.generation < self.generation {

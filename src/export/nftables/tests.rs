@@ -701,7 +701,7 @@ impl Lab {
             });
         });
         listening.join().unwrap();
-        Self { client, server: server }
+        Self { client, server }
     }
 
     fn connect(&self, addr: &str) -> TcpStream {
