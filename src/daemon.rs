@@ -31,7 +31,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Env};
 use crate::export::file;
 use crate::forward::{self, Forward};
-use crate::learn::{self, Learner, Listing};
+use crate::learn::{self, Confirm, Learner, Listing};
 use crate::listen::plain::{self, Plain};
 use crate::listen::streams::{Open, Streams};
 use crate::listen::{self, Access, BindError, Bound, Front};
@@ -41,11 +41,15 @@ use crate::policy::Special;
 use crate::prefix::Prefix;
 use crate::set::StaticEntry;
 use crate::source::Problems;
+use crate::store::StoreError;
 use crate::web;
 use crate::wire::Rules;
 
+mod sinks;
 mod stats;
 mod watch;
+
+use sinks::{Keeper, Sinks};
 
 /// How long questions that wait may take to be answered once the end has begun.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
@@ -83,6 +87,12 @@ pub enum StartError {
     /// A token of the web listener.
     #[error("{0}")]
     Token(#[from] web::TokenError),
+    /// The store.
+    #[error("store.path: {0}")]
+    Store(#[from] StoreError),
+    /// Threads.
+    #[error("starting threads: {0}")]
+    Threads(std::io::Error),
 }
 
 impl StartError {
@@ -168,6 +178,7 @@ pub struct Daemon {
     files: Mutex<CancellationToken>,
     watch: Mutex<Option<watch::Watch>>,
     file_metrics: file::Metrics,
+    keeper: Mutex<Keeper>,
     tasks: TaskTracker,
     listeners: TaskTracker,
     ended: tokio::sync::Mutex<mpsc::Receiver<Stopped>>,
@@ -196,7 +207,9 @@ impl Daemon {
         let catalogue = Arc::new(loaded.catalogue);
         let generation = 1;
         let options = learn_options(&config, bound.iter().map(|sockets| sockets.addr));
-        let (learner, writer) = learn::start(options, listing(&catalogue), generation, clock.clone(), &registry);
+        let Sinks { outlets, restored, keeper } = Sinks::start(&config, &clock, &registry)?;
+        let start = learn::Start { options, listing: listing(&catalogue), generation, outlets, restored };
+        let (learner, writer) = learn::start(start, clock.clone(), &registry);
         let current = current(&config, generation, &catalogue, forward);
         let cache = Cache::new(config.cache.size_bytes);
         let pipeline = Pipeline::new(current, cache, learner.clone(), clock.clone(), &registry);
@@ -222,6 +235,7 @@ impl Daemon {
             files: Mutex::new(CancellationToken::new()),
             watch: Mutex::new(None),
             file_metrics: file::Metrics::new(&registry),
+            keeper: Mutex::new(keeper),
             tasks: TaskTracker::new(),
             listeners: TaskTracker::new(),
             ended: tokio::sync::Mutex::new(ended),
@@ -229,6 +243,8 @@ impl Daemon {
             loaded: tokio::sync::Mutex::new(Loaded { config: config.clone(), generation }),
         });
         daemon.must_run("the writer of the set", &daemon.tasks, writer.run());
+        // What was kept over the restart is in the set and in the firewall before the first question is read.
+        daemon.learner.begun().await;
         daemon.start_files(&config.export_files);
         daemon.start_listeners(bound, &config.listen, &registry);
         if let Some(listener) = web {
@@ -284,10 +300,10 @@ impl Daemon {
         self.tell(result);
     }
 
-    /// Puts a configuration, its lists and its tokens in force. A change of the lists alone leaves the tokens.
+    /// Puts a configuration, its lists and its tokens in force, as the operator asked. A change of the lists alone leaves the tokens.
     async fn apply_with_tokens(&self, config: Config, loaded: &mut Loaded) -> Result<u64, ReloadError> {
         let tokens = read_tokens(&config)?;
-        let generation = self.apply(config, loaded).await?;
+        let generation = self.apply(config, loaded, Confirm::Explicit).await?;
         self.tokens.store(Arc::new(tokens));
         Ok(generation)
     }
@@ -296,7 +312,7 @@ impl Daemon {
     async fn reload_catalogue(&self) {
         let mut loaded = self.loaded.lock().await;
         let config = loaded.config.clone();
-        let result = self.apply(config, &mut loaded).await;
+        let result = self.apply(config, &mut loaded, Confirm::No).await;
         self.tell(result);
     }
 
@@ -314,7 +330,7 @@ impl Daemon {
     }
 
     /// Puts a configuration and its lists in force: everything is built before anything is swapped.
-    async fn apply(&self, config: Config, loaded: &mut Loaded) -> Result<u64, ReloadError> {
+    async fn apply(&self, config: Config, loaded: &mut Loaded, confirm: Confirm) -> Result<u64, ReloadError> {
         let read = catalogue::load(&config.catalogue, today()).map_err(ReloadError::Catalogue)?;
         let in_force = self.catalogue().trigger_count();
         if read.catalogue.is_empty() && in_force > 0 {
@@ -335,7 +351,7 @@ impl Daemon {
         self.access.replace(config.listen.allow.clone());
         // The learner first: what is matched by the old catalogue meanwhile, it matches again.
         let options = learn_options(&config, self.dns.iter().copied());
-        self.learner.reload(listing(&catalogue), generation, Some(options)).await;
+        self.learner.reload(listing(&catalogue), generation, Some(options), confirm).await;
         self.pipeline.replace(current(&config, generation, &catalogue, forward));
         self.catalogue.store(Arc::clone(&catalogue));
         self.relisted.send_replace(Arc::clone(&catalogue));
@@ -375,6 +391,9 @@ impl Daemon {
         if tokio::time::timeout(DRAIN_PATIENCE, answered).await.is_err() {
             tracing::warn!("questions were left unanswered after {} s", DRAIN_PATIENCE.as_secs());
         }
+        self.learner.close().await;
+        let keeper = std::mem::take(&mut *self.keeper.lock());
+        keeper.ended().await;
         self.stop_rest.cancel();
         self.files.lock().cancel();
     }
@@ -567,6 +586,8 @@ fn name_what_waits_for_a_restart(old: &Config, new: &Config) {
         ("clients.per-client", old.listen.max_connections_per_client != new.listen.max_connections_per_client),
         ("cache.size", old.cache.size_bytes != new.cache.size_bytes),
         ("catalogue.watch", old.watch != new.watch),
+        ("store", old.store != new.store),
+        ("export.nftables", old.export_nftables != new.export_nftables),
         ("log", old.log != new.log),
     ];
     let keys: Vec<&str> = waiting.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect();

@@ -12,7 +12,8 @@
 //!                                           ├─ forward    ask an upstream
 //!                                           ├─ catalogue  match the name ─▶ tag
 //!                                           └─ learn      admit addresses ─▶ the one writer ─▶ set
-//!                                                                               set ─▶ export, web ─▶ firewalls
+//!                        the answer waits for both, at most the hold: store, export::nftables ◀─┤
+//!                                                                            export, web ◀──────┘ ─▶ firewalls
 //! ```
 //!
 //! # Who may import whom

@@ -280,7 +280,7 @@ impl Pipeline {
             wire::Kind::Failure => FAILURE_SECS,
             _ => answer.lifetime_secs().unwrap_or(0),
         };
-        let mark = self.learn(question, facts, 0, client).await;
+        let mark = self.learn(question, (facts, answer.heap_bytes()), 0, client).await;
         Entry { answer, stored, lifetime_secs, mark }
     }
 
@@ -290,12 +290,13 @@ impl Pipeline {
         // What is kept has been walked and clamped before: walking it again under the widest rules changes nothing.
         let rules = Rules { min_ttl: 0, max_ttl: u32::MAX, negative_max_ttl: u32::MAX, trust_ad: true };
         let facts = wire::walk(entry.answer.bytes(), question, &rules).map(|walked| walked.facts).unwrap_or_default();
-        let mark = self.learn(question, facts, entry.age_secs(now), client).await;
+        let octets = entry.answer.heap_bytes();
+        let mark = self.learn(question, (facts, octets), entry.age_secs(now), client).await;
         Entry { answer: entry.answer.clone(), stored: entry.stored, lifetime_secs: entry.lifetime_secs, mark }
     }
 
-    /// Matches the name asked and offers the answer's addresses.
-    async fn learn(&self, question: &Question, facts: Facts, age_secs: u32, client: IpAddr) -> Mark {
+    /// Matches the name asked and offers the answer's addresses; `octets` is how large the answer is that waits.
+    async fn learn(&self, question: &Question, (facts, octets): (Facts, usize), age_secs: u32, client: IpAddr) -> Mark {
         let Shared { learner, clock, meter, .. } = &*self.0;
         let current = self.current();
         let id = current.catalogue.find(&question.name);
@@ -322,6 +323,7 @@ impl Pipeline {
             tag,
             addresses: facts.addresses.iter().map(|seen| (seen.addr, needed(seen.ttl_secs))).collect(),
             targets: targets.iter().map(|(name, ttl)| (name.clone(), needed(*ttl))).collect(),
+            octets,
             client: Some(client),
             generation: current.generation,
         };

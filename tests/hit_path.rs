@@ -122,7 +122,7 @@ fn pipeline(upstream: &Upstream) -> (Pipeline, Clock) {
         treat_as_public: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
         ..learn::Options::default()
     };
-    let (learner, writer) = learn::start(options, listing, 1, clock.clone(), &registry);
+    let (learner, writer) = learn::start(learn::Start::new(options, listing, 1), clock.clone(), &registry);
     tokio::spawn(writer.run());
     let special = Special::new(Vec::new());
     let current = Current::new(1, catalogue, Arc::new(forward), special, RULES, TagOptions::default());

@@ -73,7 +73,8 @@ impl Subject {
 /// Explains by lists and rules alone, as a daemon that has learned nothing would.
 fn offline(what: &Subject, catalogue: Catalogue, options: learn::Options) -> Value {
     let catalogue = std::sync::Arc::new(catalogue);
-    let (learner, _writer) = learn::start(options, listing(&catalogue), 1, Clock::system(), &Registry::new());
+    let (learner, _writer) =
+        learn::start(learn::Start::new(options, listing(&catalogue), 1), Clock::system(), &Registry::new());
     let admitting = learner.clone();
     let hooks = Hooks {
         why_not: std::sync::Arc::new(move |addr| admitting.admits(addr).err().map(|reason| reason.to_string())),

@@ -298,6 +298,7 @@ fn learn(entries: &Entries<'_>, own: Vec<Prefix>, faults: &mut Faults) -> learn:
         new_per_client_per_minute: entries
             .read(&table::LEARN_NEW_PER_CLIENT_PER_MINUTE, faults)
             .unwrap_or(default.new_per_client_per_minute),
+        max_shrink: entries.read(&table::EXPORT_MAX_SHRINK, faults).unwrap_or(default.max_shrink),
     }
 }
 

@@ -248,7 +248,7 @@ keys! {
     STORE_INSECURE: bool = "store.insecure", Later, Default("false"), |item, faults| item.flag(faults);
 
     /// A reload that would withdraw more than this share of the set keeps the old entries until confirmed.
-    EXPORT_MAX_SHRINK: f64 = "export.max-shrink", Later, Default("0.5"), |item, faults| item.share(faults);
+    EXPORT_MAX_SHRINK: f64 = "export.max-shrink", Built, Default("0.5"), |item, faults| item.share(faults);
 
     /// "own": a table of ours with sets and a mark; "guest": sets of yours.
     NFTABLES_MODE: &'static str = "export.nftables.mode", Built, Default(r#""own""#),

@@ -209,6 +209,7 @@ fn every_built_key_reaches_its_option() {
             max_per_name: 11,
             max_per_trigger: 12,
             new_per_client_per_minute: 0,
+            max_shrink: 0.5,
         }
     );
     assert_eq!(config.export_files[0].path, PathBuf::from("out/set.nft"));
@@ -493,6 +494,7 @@ fn variables_override_the_file() {
             ("GREENLANE__CATALOGUE__DISABLED", ""),
             ("GREENLANE__EXPORT__FILE", r#"[{path = "b", format = "json"}]"#),
             ("GREENLANE__EXPORT__MAX_SHRINK", "0.25"),
+            ("GREENLANE__LISTEN__THREADS", "2"),
             ("GREENLANE_UNRELATED", "x"),
         ],
     )
@@ -508,7 +510,8 @@ fn variables_override_the_file() {
     assert_eq!(config.export_files[0].path, PathBuf::from("b"));
     assert_eq!(config.export_files.len(), 1);
     let warned: Vec<String> = config.not_built.iter().map(ToString::to_string).collect();
-    assert_eq!(warned, ["GREENLANE__EXPORT__MAX_SHRINK: export.max-shrink: not built yet, setting it has no effect"]);
+    assert_eq!(warned, ["GREENLANE__LISTEN__THREADS: listen.threads: not built yet, setting it has no effect"]);
+    assert!((config.learn.max_shrink - 0.25).abs() < f64::EPSILON);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //!                                                └▶ new: whole answer, client's rate, caps ─▶ sightings
 //!   Reload   ─▶ every name matched, every address admitted anew; statics replaced
 //!   time     ─▶ sightings that ended leave
-//!   commit   ─▶ at most one serial
+//!   publish  ─▶ at most one serial, and what those must be told who hold the set elsewhere
 //! ```
 //!
 //! New addresses of one answer are learned together or not at all, and nobody is evicted for an answer that is then
@@ -21,18 +21,23 @@ use super::admit::{Admission, Reason};
 use super::caps::{Queues, Scope, TriggerKey, Triggers};
 use super::metrics::Metrics;
 use super::rate::Rates;
-use super::{Listing, Options, Outcome};
+use super::shrink::Shrink;
+use super::{Confirm, Listing, Options, Outcome};
 use crate::catalogue::Tag;
 use crate::clock::Timestamp;
 use crate::metrics::Registry;
 use crate::name::Name;
-use crate::set::{Draft, NameRecord, Need, Session, Sighting, Times};
+use crate::set::outlet::Restored;
+use crate::set::{Batch, Draft, NameRecord, Need, Session, Sighting, Times};
 
 /// The most sightings at one address: as many names behind one address share its fate at most.
 const SIGHTINGS_PER_ADDRESS_MAX: usize = 512;
 
 /// The most sightings in all, as a multiple of the most addresses: names that share addresses are bounded too.
 const SIGHTINGS_PER_ADDRESS_MEAN: usize = 4;
+
+/// The most sightings that expire in one batch: some 20 ms, so that answers never wait long behind a mass that ends.
+const EXPIRE_LEN_MAX: usize = 4096;
 
 /// What passed admission of an answer's addresses and is not known well enough.
 #[derive(Clone, Debug)]
@@ -52,30 +57,36 @@ pub(crate) struct Admitted {
 /// The state of learning.
 #[derive(Debug)]
 pub(crate) struct Book {
-    draft: Draft,
+    pub(super) draft: Draft,
     listing: Listing,
     generation: u64,
     admission: Arc<Admission>,
-    options: Options,
+    pub(super) options: Options,
     triggers: Triggers,
     queues: Queues,
     rates: Rates,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
+    /// Entries that stay until a shrink is confirmed.
+    pub(super) shrink: Option<Shrink>,
 }
 
 impl Book {
-    /// Begins with the static prefixes of the listing, as serial 1 if there are any.
+    /// Begins with the static prefixes of the listing, as serial 1 if there are any; or with what a store kept.
+    /// The batch is the first one.
     pub(crate) fn new(
         options: Options,
         mut listing: Listing,
         generation: u64,
+        restored: Option<Restored>,
         now: Timestamp,
         (metrics, registry): (Metrics, &Registry),
-    ) -> Self {
-        let mut draft = Draft::new(Session::random(), now, registry);
+    ) -> (Self, Batch) {
+        let mut draft = match &restored {
+            None => Draft::new(Session::random(), now, registry),
+            Some(restored) => Draft::resume(restored.session, restored.serial, now, registry),
+        };
         draft.set_statics(std::mem::take(&mut listing.statics));
-        draft.commit(now);
-        Self {
+        let mut book = Self {
             draft,
             listing,
             generation,
@@ -85,10 +96,16 @@ impl Book {
             rates: Rates::new(options.new_per_client_per_minute, now),
             options,
             metrics,
+            shrink: None,
+        };
+        if let Some(restored) = restored {
+            book.restore(restored, now);
         }
+        let first = book.publish(now);
+        (book, first)
     }
 
-    /// Learns what an answer holds. The addresses are in the draft, and published by the next [`Self::commit`].
+    /// Learns what an answer holds. The addresses are in the draft, and published by the next [`Self::publish`].
     pub(crate) fn offer(&mut self, mut offer: Admitted, now: Timestamp) -> Outcome {
         // A reload has passed the answer on its way: what counts is the listing of now.
         if offer.generation < self.generation {
@@ -114,18 +131,20 @@ impl Book {
         }
     }
 
-    /// Matches every name and admits every address anew. Names that are listed no longer leave at once.
-    pub(crate) fn reload(&mut self, mut listing: Listing, generation: u64, options: Option<Options>, now: Timestamp) {
-        self.draft.set_statics(std::mem::take(&mut listing.statics));
+    /// Matches every name and admits every address anew. Names that are listed no longer leave at once, unless these
+    /// are too many. Returns how many entries stay until that is confirmed.
+    pub(crate) fn reload(
+        &mut self,
+        mut listing: Listing,
+        generation: u64,
+        options: Option<Options>,
+        confirm: Confirm,
+        now: Timestamp,
+    ) -> usize {
+        let before = self.draft.host_count() + self.draft.statics().len();
+        let statics = std::mem::take(&mut listing.statics);
         self.listing = listing;
         self.generation = generation;
-        for record in self.draft.records() {
-            match self.listing.tag(record.name()) {
-                None => self.drop_name(record.name()),
-                Some(tag) if tag != *record.tag() => self.retag(&record, tag),
-                Some(_) => {}
-            }
-        }
         if let Some(options) = options.filter(|options| *options != self.options) {
             self.rates = Rates::new(options.new_per_client_per_minute, now);
             self.queues = Queues::default();
@@ -133,21 +152,30 @@ impl Book {
             self.options = options;
             self.drop_inadmissible();
         }
+        let mut gone = Vec::new();
+        for record in self.draft.records() {
+            match self.listing.tag(record.name()) {
+                None => gone.push(record),
+                Some(tag) if tag != *record.tag() => self.retag(&record, tag),
+                Some(_) => {}
+            }
+        }
+        self.withdraw(gone, statics, before, confirm)
     }
 
-    /// Takes out what has ended by `now`.
+    /// Takes out what has ended by `now`; of very many the first ones, and the others when called again.
     pub(crate) fn expire(&mut self, now: Timestamp) {
-        let mut due: Vec<_> = std::iter::from_fn(|| self.draft.due(now)).collect();
+        let mut due: Vec<_> = std::iter::from_fn(|| self.draft.due(now)).take(EXPIRE_LEN_MAX).collect();
         // Neighbours share nodes of the tree: many that end together leave faster in order.
         due.sort_unstable_by_key(|sighting| sighting.addr());
         due.iter().for_each(|sighting| self.take_out(sighting));
     }
 
-    /// Publishes what changed since the last time; at most one new serial.
-    pub(crate) fn commit(&mut self, now: Timestamp) -> u64 {
+    /// Publishes what changed since the last time, at most one new serial. Returns what others must be told of it.
+    pub(crate) fn publish(&mut self, now: Timestamp) -> Batch {
         let (draft, triggers, options) = (&self.draft, &self.triggers, &self.options);
         self.queues.tidy(|scope| (count(scope, draft, triggers), cap(scope, options)));
-        self.draft.commit(now)
+        self.draft.publish(now)
     }
 
     /// Returns no later than when the next sighting ends.
@@ -204,7 +232,9 @@ impl Book {
         for &(addr, ttl_secs) in &offer.addresses {
             let known = self.draft.host(addr).and_then(|host| host.sighting(&offer.name)).cloned();
             match known {
-                Some(sighting) => self.draft.renew(&sighting, &self.need(ttl_secs, now)),
+                Some(sighting) => {
+                    self.draft.renew(&sighting, &self.need(ttl_secs, now));
+                }
                 None => fresh.push((addr, ttl_secs)),
             }
         }
@@ -217,7 +247,8 @@ impl Book {
             return Err(Reason::FullName);
         }
         let kept: Vec<IpAddr> = offer.addresses.iter().map(|(addr, _)| *addr).collect();
-        let wanted = self.wanted(offer, fresh);
+        let fresh: Vec<IpAddr> = fresh.iter().map(|(addr, _)| *addr).collect();
+        let wanted = self.wanted(&offer.name, &offer.tag, &fresh);
         // First ask every scope, so that nobody leaves for an answer that another scope refuses.
         for (scope, more) in &wanted {
             let missing = self.missing(scope, *more);
@@ -238,22 +269,27 @@ impl Book {
         Ok(())
     }
 
+    /// Returns whether one more address of a name fits without anybody leaving.
+    pub(super) fn has_room(&self, name: &Name, tag: &Tag, addr: IpAddr) -> bool {
+        self.wanted(name, tag, &[addr]).iter().all(|(scope, more)| self.missing(scope, *more) == 0)
+    }
+
     /// Returns each scope that the new addresses take room in, and how much; the narrow ones first.
-    fn wanted(&self, offer: &Admitted, fresh: &[(IpAddr, u32)]) -> Vec<(Scope, usize)> {
-        let mut wanted = vec![(Scope::Name(offer.name.clone()), fresh.len())];
+    fn wanted(&self, name: &Name, tag: &Tag, fresh: &[IpAddr]) -> Vec<(Scope, usize)> {
+        let mut wanted = vec![(Scope::Name(name.clone()), fresh.len())];
         let host_of = |addr: &IpAddr| self.draft.host(*addr);
-        for hit in offer.tag.apps() {
+        for hit in tag.apps() {
             let key = TriggerKey::new(hit);
-            let is_new = |addr: &IpAddr| {
+            let is_new = |addr: &&IpAddr| {
                 !host_of(addr).is_some_and(|host| host.sightings().iter().any(|one| key.is_in(one.tag())))
             };
-            let more = fresh.iter().filter(|(addr, _)| is_new(addr)).count();
+            let more = fresh.iter().filter(is_new).count();
             wanted.push((Scope::Trigger(key), more));
         }
-        let shared = fresh.iter().filter(|(addr, _)| host_of(addr).is_some());
-        wanted.extend(shared.map(|(addr, _)| (Scope::Address(*addr), 1)));
+        let shared = fresh.iter().filter(|addr| host_of(addr).is_some());
+        wanted.extend(shared.map(|addr| (Scope::Address(*addr), 1)));
         wanted.push((Scope::Sightings, fresh.len()));
-        wanted.push((Scope::Total, fresh.iter().filter(|(addr, _)| host_of(addr).is_none()).count()));
+        wanted.push((Scope::Total, fresh.iter().filter(|addr| host_of(addr).is_none()).count()));
         wanted
     }
 
@@ -298,16 +334,20 @@ impl Book {
 
     /// Returns the record that the name's sightings share; what a newer listing says of a known name waits for the
     /// reload that brings it.
-    fn record(&self, name: &Name, tag: &Tag) -> Arc<NameRecord> {
+    pub(super) fn record(&self, name: &Name, tag: &Tag) -> Arc<NameRecord> {
         self.draft.record(name).unwrap_or_else(|| Arc::new(NameRecord::new(name.clone(), tag.clone())))
     }
 
-    fn put_in(&mut self, sighting: Sighting) {
+    pub(super) fn put_in(&mut self, sighting: Sighting) {
         let sighting = self.draft.insert(sighting);
+        self.count_in(&sighting);
+    }
+
+    fn count_in(&mut self, sighting: &Arc<Sighting>) {
         if let Some(host) = self.draft.host(sighting.addr()) {
             self.triggers.insert(sighting.record(), host);
         }
-        self.queues.insert(&sighting);
+        self.queues.insert(sighting);
     }
 
     /// Takes a sighting out that is marked as left.
@@ -317,9 +357,10 @@ impl Book {
             self.triggers.remove(sighting.record(), host, is_last);
         }
         self.draft.remove(sighting);
+        self.note_left(sighting);
     }
 
-    fn drop_name(&mut self, name: &Name) {
+    pub(super) fn drop_name(&mut self, name: &Name) {
         for sighting in self.draft.sightings_of(name) {
             if sighting.leave_if(|_| true).is_some() {
                 self.take_out(&sighting);
@@ -337,7 +378,10 @@ impl Book {
                 moved.push(Sighting::new(sighting.addr(), Arc::clone(&retagged), sighting.first_seen(), times));
             }
         }
-        moved.into_iter().for_each(|sighting| self.put_in(sighting));
+        for sighting in moved {
+            let sighting = self.draft.put_back(sighting);
+            self.count_in(&sighting);
+        }
     }
 
     fn drop_inadmissible(&mut self) {

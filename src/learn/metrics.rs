@@ -1,6 +1,6 @@
 //! What learning counts.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::Outcome;
 use super::admit::Reason;
@@ -20,6 +20,40 @@ pub(crate) struct Metrics {
     pub(crate) evicted: IntCounter,
     /// How long answers waited for the writer.
     pub(crate) hold: Histogram,
+    /// Entries kept until a shrink is confirmed.
+    pub(crate) shrink_held: IntGauge,
+    /// Whether answers wait for a sink.
+    pub(crate) sink_waited: IntGaugeVec,
+    /// Changes that a sink did not hold in time.
+    pub(crate) sink_late: IntCounterVec,
+    /// Changes that a sink failed to hold.
+    pub(crate) sink_failed: IntCounterVec,
+    restored: IntCounterVec,
+}
+
+/// What became of a sighting that a store kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is in the set again.
+    Kept,
+    /// It has ended meanwhile.
+    Ended,
+    /// Its name is listed no longer.
+    Unlisted,
+    /// Its address may not be learned any more.
+    Inadmissible,
+    /// A cap is reached.
+    Full,
+}
+
+impl Fate {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Kept, "kept"),
+        (Self::Ended, "ended"),
+        (Self::Unlisted, "unlisted"),
+        (Self::Inadmissible, "inadmissible"),
+        (Self::Full, "full"),
+    ];
 }
 
 impl Metrics {
@@ -39,6 +73,17 @@ impl Metrics {
         for reason in Reason::labels() {
             let _ = refused.with_label_values(&[reason]);
         }
+        let of_sinks = |name: &str, help: &str| registry.add(IntCounterVec::new(Opts::new(name, help), &["sink"]));
+        let restored = registry.add(IntCounterVec::new(
+            Opts::new(
+                "greenlane_learn_restored_total",
+                "Sightings found in the store at start by what became of them.",
+            ),
+            &["result"],
+        ));
+        for (_, label) in Fate::ALL {
+            let _ = restored.with_label_values(&[label]);
+        }
         let hold = HistogramOpts::new("greenlane_learn_hold_seconds", "Time that answers with new addresses waited.");
         Self {
             offers,
@@ -47,11 +92,27 @@ impl Metrics {
             evicted: registry
                 .add(IntCounter::new("greenlane_learn_evicted_total", "Sightings that left early to make room.")),
             hold: registry.add(Histogram::with_opts(hold.buckets(HOLD_BUCKETS.to_vec()))),
+            shrink_held: registry.add(IntGauge::new(
+                "greenlane_learn_shrink_held",
+                "Entries no longer listed that stay until the shrink is confirmed.",
+            )),
+            sink_waited: registry.add(IntGaugeVec::new(
+                Opts::new("greenlane_learn_sink_waited", "Whether answers wait for the sink: 0 if it is slow or down."),
+                &["sink"],
+            )),
+            sink_late: of_sinks("greenlane_learn_sink_late_total", "Changes that the sink did not hold in time."),
+            sink_failed: of_sinks("greenlane_learn_sink_failures_total", "Changes that the sink failed to hold."),
+            restored,
         }
     }
 
     pub(crate) fn offered(&self, outcome: Outcome) {
         self.offers.with_label_values(&[outcome.as_str()]).inc();
+    }
+
+    pub(crate) fn restored(&self, fate: Fate, count: usize) {
+        let label = Fate::ALL.iter().find(|(one, _)| *one == fate).map_or("", |(_, label)| label);
+        self.restored.with_label_values(&[label]).inc_by(count as u64);
     }
 
     pub(crate) fn refused(&self, reason: impl Into<Reason>, count: usize) {

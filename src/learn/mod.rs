@@ -4,14 +4,14 @@
 //!  Learner (any task)                                          Writer (one task)
 //!   offer ─▶ all known? ─ yes ─▶ extended in place ─▶ Programmed
 //!              └ no ─▶ admit ─▶ bounded queue ─▶ a batch ─▶ Book: match, rate, caps ─▶ set: one snapshot
-//!                       Late ◀─ hold ran out ◀───────────── answered once published ◀──┘
+//!                       Late ◀─ hold ran out ◀─ answered ◀─ Sinks: store, firewalls ◀──┘
 //! ```
 //!
 //! A [`Learner`] is the handle that the pipeline offers answers to. An address is *known* when the end that store and
 //! sinks hold is no earlier than the answer needs: `now + max(ttl told, min_hold) + grace`. Known addresses are
 //! extended on the spot and cost neither the writer nor a serial; anything else goes to the [`Writer`], the only task
-//! that changes the set, and the answer waits for it at most `hold`. A [`Listing`] is what learning needs of the
-//! catalogue: how a name is matched, and the static prefixes.
+//! that changes the set, and the answer waits for it and for the sinks at most `hold`. A [`Listing`] is what learning
+//! needs of the catalogue: how a name is matched, and the static prefixes. What a process begins with is a [`Start`].
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,13 +19,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::catalogue::Tag;
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Registry;
 use crate::name::Name;
 use crate::prefix::Prefix;
+use crate::set::outlet::{Outlet, Restored};
 use crate::set::{Extended, Need, Reader, StaticEntry};
 
 mod admit;
@@ -33,7 +34,11 @@ mod book;
 mod caps;
 mod follow;
 mod metrics;
+mod queue;
 mod rate;
+mod restore;
+mod shrink;
+mod sinks;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -44,10 +49,12 @@ pub use writer::Writer;
 use book::{Admitted, Book};
 use follow::Targets;
 use metrics::Metrics;
-use writer::{Pending, Reload};
+use queue::{Pending, Queue};
+use sinks::Sinks;
+use writer::{Command, Reload};
 
 /// What may be learned, how much, and for how long.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// How long an answer with new addresses waits for the set and its local sinks.
     pub hold: Duration,
@@ -71,6 +78,8 @@ pub struct Options {
     pub max_per_trigger: usize,
     /// New sightings a minute for one client prefix (/24, /56); 0 for no limit.
     pub new_per_client_per_minute: u32,
+    /// The largest share of the set, 0 to 1, that lists may take out at once without the operator's word.
+    pub max_shrink: f64,
 }
 
 impl Default for Options {
@@ -87,6 +96,7 @@ impl Default for Options {
             max_per_name: 1000,
             max_per_trigger: 8192,
             new_per_client_per_minute: 3000,
+            max_shrink: 0.5,
         }
     }
 }
@@ -132,6 +142,8 @@ pub struct Offer {
     /// Where HTTPS and SVCB records of the listed name itself point, with their TTL in seconds; empty for the answers
     /// of a followed target, so that nothing is followed twice.
     pub targets: Vec<(Name, u32)>,
+    /// How many octets wait with the offer: the answer.
+    pub octets: usize,
     /// Who asked; `None` for our own questions.
     pub client: Option<IpAddr>,
     /// The generation of the catalogue that gave the tag.
@@ -182,25 +194,61 @@ impl Rules {
     }
 }
 
+/// Whether the operator asked for a reload, or a file that changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confirm {
+    /// The operator did: the second time confirms that the set may shrink.
+    Explicit,
+    /// Nobody did.
+    No,
+}
+
+/// What learning begins with.
+#[derive(Debug)]
+pub struct Start {
+    /// What may be learned.
+    pub options: Options,
+    /// How names are matched.
+    pub listing: Listing,
+    /// The generation of the catalogue behind the listing.
+    pub generation: u64,
+    /// The ways to those who hold the set elsewhere. Each sink must take its orders from the start.
+    pub outlets: Vec<Outlet>,
+    /// What a store kept of the set.
+    pub restored: Option<Restored>,
+}
+
+impl Start {
+    /// Begins with an empty set that nobody else holds.
+    pub fn new(options: Options, listing: Listing, generation: u64) -> Self {
+        Self { options, listing, generation, outlets: Vec::new(), restored: None }
+    }
+}
+
 /// Begins to learn: a handle, and the task that must run for it.
-pub fn start(
-    options: Options,
-    listing: Listing,
-    generation: u64,
-    clock: Clock,
-    registry: &Registry,
-) -> (Learner, Writer) {
+pub fn start(start: Start, clock: Clock, registry: &Registry) -> (Learner, Writer) {
+    let Start { options, listing, generation, outlets, restored } = start;
     let metrics = Metrics::new(registry);
-    let book = Book::new(options, listing, generation, clock.now(), (metrics.clone(), registry));
+    let (book, first) = Book::new(options, listing, generation, restored, clock.now(), (metrics.clone(), registry));
     let shared = Arc::new(Shared {
         rules: ArcSwap::from_pointee(Rules::new(Arc::clone(book.admission()), book.options())),
         targets: Targets::new(generation),
     });
     let reader = book.draft().reader();
-    let (offers, offers_in) = mpsc::channel(writer::QUEUE_LEN_MAX);
-    let (reloads, reloads_in) = mpsc::channel(1);
-    let writer = Writer::new(book, Arc::clone(&shared), clock.clone(), offers_in, reloads_in);
-    (Learner { shared, reader, offers, reloads, metrics, clock }, writer)
+    let offers = Queue::new();
+    let (commands, commands_in) = mpsc::channel(1);
+    let (begun_in, begun) = watch::channel(false);
+    let writer = Writer {
+        book,
+        first: Some(first),
+        begun: begun_in,
+        sinks: Sinks::new(outlets, &metrics, clock.clone()),
+        shared: Arc::clone(&shared),
+        clock: clock.clone(),
+        offers: Arc::clone(&offers),
+        commands: commands_in,
+    };
+    (Learner { shared, reader, offers, commands, begun, metrics, clock }, writer)
 }
 
 /// The handle that answers are offered to; cheap to clone.
@@ -208,8 +256,9 @@ pub fn start(
 pub struct Learner {
     shared: Arc<Shared>,
     reader: Reader,
-    offers: mpsc::Sender<Pending>,
-    reloads: mpsc::Sender<Reload>,
+    offers: Arc<Queue>,
+    commands: mpsc::Sender<Command>,
+    begun: watch::Receiver<bool>,
     metrics: Metrics,
     clock: Clock,
 }
@@ -222,9 +271,10 @@ impl Learner {
     pub async fn offer(&self, mut offer: Offer, now: Timestamp) -> Outcome {
         self.follow(&mut offer, now);
         let rules = self.shared.rules.load_full();
+        let octets = offer.octets;
         let outcome = match self.extend_known(offer, &rules, now) {
             None => Outcome::Programmed,
-            Some(rest) => self.wait(rest, rules.hold, now).await,
+            Some(rest) => self.wait(rest, octets, rules.hold, now).await,
         };
         self.metrics.offered(outcome);
         outcome
@@ -248,18 +298,44 @@ impl Learner {
         self.reader.clone()
     }
 
+    /// Waits until those who hold the set elsewhere hold what it begins with, or were given some seconds for it. The
+    /// first question should wait for this.
+    pub async fn begun(&self) {
+        // A writer that is gone leaves nothing to wait for.
+        let _ = self.begun.clone().wait_for(|begun| *begun).await;
+    }
+
     /// Goes over to another listing, and other options if there are any: matches every sighting anew, takes out at once
     /// what is no longer listed or admissible, and replaces the static prefixes, all as one serial. Returns once that
-    /// is published.
+    /// is published and told.
+    ///
+    /// If more than `max_shrink` of the set would leave, what is listed no longer stays instead until that is
+    /// confirmed: by another [`Confirm::Explicit`] reload, or by [`Self::accept_shrink`]. Returns how many entries
+    /// stay for now.
     ///
     /// Call it before names are matched by the new catalogue: offers of an older generation are matched again when
     /// they arrive late, offers of a newer one are believed.
-    pub async fn reload(&self, listing: Listing, generation: u64, options: Option<Options>) {
+    pub async fn reload(&self, listing: Listing, generation: u64, options: Option<Options>, confirm: Confirm) -> usize {
+        self.command(|done| Command::Reload(Box::new(Reload { listing, generation, options, confirm, done }))).await
+    }
+
+    /// Confirms that the set may shrink; returns how many entries left.
+    pub async fn accept_shrink(&self) -> usize {
+        self.command(Command::AcceptShrink).await
+    }
+
+    /// Ends learning in order: store and sinks are told the ends of now and that no more will come, and the writer
+    /// ends. Returns once they hold that, or after some seconds. Offers are late from then on.
+    pub async fn close(&self) {
+        self.command(Command::Close).await
+    }
+
+    /// Has the writer do something and waits for it; the default if the writer is gone.
+    async fn command<T: Default>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
         let (done, is_done) = oneshot::channel();
-        let reload = Reload { listing, generation, options, done };
-        if self.reloads.send(reload).await.is_ok() {
-            // The writer answers unless it ends, and then there is nothing left to wait for.
-            let _ = is_done.await;
+        match self.commands.send(command(done)).await {
+            Ok(()) => is_done.await.unwrap_or_default(),
+            Err(_) => T::default(),
         }
     }
 
@@ -311,17 +387,15 @@ impl Learner {
         })
     }
 
-    /// Hands the offer to the writer and waits until it is published.
-    async fn wait(&self, offer: Admitted, hold: Duration, now: Timestamp) -> Outcome {
+    /// Hands the offer to the writer and waits until it is published and held.
+    async fn wait(&self, offer: Admitted, octets: usize, hold: Duration, now: Timestamp) -> Outcome {
         let (reply, outcome) = oneshot::channel();
-        // The queue is as long as answers may wait: when it is full this one goes out at once, with a TTL of 1 s, and
-        // its next hit offers it again.
-        if self.offers.try_send(Pending { offer, now, reply }).is_err() {
-            return Outcome::Late;
-        }
+        // The queue is as long as answers may wait: one that finds no room, or must make some, goes out at once with a
+        // TTL of 1 s, and its next hit offers it again.
+        self.offers.push(Pending { offer, now, octets, reply });
         let outcome = match tokio::time::timeout(hold, outcome).await {
             Ok(Ok(outcome)) => outcome,
-            // The hold ran out, or the writer is gone.
+            // The hold ran out, there was no room, or the writer is gone.
             Err(_) | Ok(Err(_)) => Outcome::Late,
         };
         self.metrics.hold.observe(self.clock.now().since(now).as_secs_f64());

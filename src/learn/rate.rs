@@ -102,7 +102,7 @@ fn full(per_minute: u32) -> i64 {
 }
 
 /// Returns the network that a client is held to: what one customer usually holds.
-fn client_prefix(client: IpAddr) -> Prefix {
+pub(super) fn client_prefix(client: IpAddr) -> Prefix {
     match client.to_canonical() {
         addr @ IpAddr::V4(_) => Prefix::truncated(addr, 24),
         addr @ IpAddr::V6(_) => Prefix::truncated(addr, 56),

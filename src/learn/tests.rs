@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::book::{Admitted, Book};
 use super::caps::TriggerKey;
 use super::metrics::Metrics;
-use super::{Learner, Listing, Offer, Options, Outcome, Reason, start};
+use super::{Confirm, Learner, Listing, Offer, Options, Outcome, Reason, Start, start};
 use crate::catalogue::{AppId, Tag, TagApp};
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Registry;
@@ -58,7 +58,8 @@ struct Bench {
 impl Bench {
     fn new(options: Options) -> Self {
         let registry = Registry::new();
-        let book = Book::new(options, listing(&[]), 1, START, (Metrics::new(&registry), &registry));
+        let (book, first) = Book::new(options, listing(&[]), 1, None, START, (Metrics::new(&registry), &registry));
+        first.confirm();
         Self { book, registry }
     }
 
@@ -80,11 +81,15 @@ impl Bench {
 
     fn turn(&mut self, now: Timestamp) {
         self.book.expire(now);
-        self.book.commit(now);
+        self.book.publish(now).confirm();
     }
 
     fn addrs(&self) -> Vec<IpAddr> {
         self.book.draft().reader().snapshot().hosts().map(|host| host.addr()).collect()
+    }
+
+    fn serial(&self) -> u64 {
+        self.book.draft().serial()
     }
 
     fn counts(&self, metric: &str) -> bool {
@@ -233,11 +238,12 @@ fn reload_takes_out_what_is_listed_no_longer_as_one_serial() {
     let mut bench = Bench::new(Options::default());
     bench.offer("a.zoom.test", &[1, 2], 60, START);
     bench.offer("a.webex.test", &[2, 3], 60, START);
-    let serial = bench.book.commit(START);
+    let serial = bench.serial();
     let mut next = listing(&["zoom"]);
     next.statics = vec![StaticEntry { prefix: "198.51.100.0/24".parse().unwrap(), apps: [AppId::new("webex")].into() }];
-    bench.book.reload(next, 2, None, after(1));
-    assert_eq!(bench.book.commit(after(1)), serial + 1);
+    bench.book.reload(next, 2, None, Confirm::No, after(1));
+    bench.turn(after(1));
+    assert_eq!(bench.serial(), serial + 1);
     assert_eq!(bench.addrs(), addrs(&[2, 3]));
     let reader = bench.book.draft().reader();
     let Since::Delta(delta) = reader.since(reader.snapshot().session(), serial) else { panic!("one step") };
@@ -252,7 +258,7 @@ fn reload_takes_out_what_is_listed_no_longer_as_one_serial() {
 fn reload_retags_and_keeps_the_times() {
     let mut bench = Bench::new(Options { max_per_trigger: 1, ..Options::default() });
     bench.offer("a.zoom.test", &[1], 60, START);
-    bench.book.reload(Listing::new(Vec::new(), |_| Some(tag("new", "*.test"))), 2, None, after(50));
+    bench.book.reload(Listing::new(Vec::new(), |_| Some(tag("new", "*.test"))), 2, None, Confirm::No, after(50));
     bench.turn(after(50));
     let host = bench.book.draft().host(addr(1)).unwrap().clone();
     let sighting = &host.sightings()[0];
@@ -269,7 +275,7 @@ fn reload_takes_out_what_is_admissible_no_longer() {
     bench.offer("a.zoom.test", &[1, 2], 60, START);
     let stale = Arc::clone(bench.book.admission());
     let never: Vec<Prefix> = vec!["8.0.0.1".parse().unwrap()];
-    bench.book.reload(listing(&[]), 2, Some(Options { never, ..Options::default() }), after(1));
+    bench.book.reload(listing(&[]), 2, Some(Options { never, ..Options::default() }), Confirm::No, after(1));
     bench.turn(after(1));
     assert_eq!(bench.addrs(), addrs(&[2]));
     let late = Admitted {
@@ -332,7 +338,7 @@ proptest! {
                 Step::Wait { millis } => now = now.after(Duration::from_millis(millis)),
                 Step::Reload => {
                     generation += 1;
-                    bench.book.reload(listing(&[]), generation, None, now);
+                    bench.book.reload(listing(&[]), generation, None, Confirm::No, now);
                 }
                 Step::Offer { name, first, count, ttl_secs } => {
                     let numbers: Vec<u32> = (first..first + count).collect();
@@ -416,6 +422,7 @@ fn offer(of: &str, addrs: &[(&str, u32)]) -> Offer {
         tag: listing(&[]).tag(&name(of)).unwrap(),
         addresses: addrs.iter().map(|(addr, ttl)| (addr.parse().unwrap(), *ttl)).collect(),
         targets: Vec::new(),
+        octets: 100,
         client: None,
         generation: 1,
     }
@@ -423,13 +430,13 @@ fn offer(of: &str, addrs: &[(&str, u32)]) -> Offer {
 
 fn running(options: Options) -> (Learner, Clock, Registry, tokio::task::JoinHandle<()>) {
     let (clock, registry) = (Clock::manual(START), Registry::new());
-    let (learner, writer) = start(options, listing(&[]), 1, clock.clone(), &registry);
+    let (learner, writer) = start(Start::new(options, listing(&[]), 1), clock.clone(), &registry);
     (learner, clock, registry, tokio::spawn(writer.run()))
 }
 
 /// Lets other tasks run until so many offers wait.
 async fn until_queued(learner: &Learner, count: usize) {
-    while learner.offers.max_capacity() - learner.offers.capacity() < count {
+    while learner.offers.len() < count {
         tokio::task::yield_now().await;
     }
 }
@@ -469,7 +476,7 @@ async fn known_addresses_need_no_writer() {
 #[tokio::test(start_paused = true)]
 async fn answer_waits_no_longer_than_the_hold_and_is_learned_all_the_same() {
     let clock = Clock::manual(START);
-    let (learner, writer) = start(Options::default(), listing(&[]), 1, clock.clone(), &Registry::new());
+    let (learner, writer) = start(Start::new(Options::default(), listing(&[]), 1), clock.clone(), &Registry::new());
     let asked = tokio::time::Instant::now();
     assert_eq!(learner.offer(offer("a.zoom.test", &[("8.8.8.8", 60)]), START).await, Outcome::Late);
     assert_eq!(asked.elapsed().as_millis() / 10, 10);
@@ -480,8 +487,9 @@ async fn answer_waits_no_longer_than_the_hold_and_is_learned_all_the_same() {
 
 #[tokio::test(start_paused = true)]
 async fn answers_beyond_the_bound_go_out_at_once() {
-    let (learner, writer) = start(Options::default(), listing(&[]), 1, Clock::manual(START), &Registry::new());
-    let waiting: Vec<_> = (0..super::writer::QUEUE_LEN_MAX)
+    let (learner, writer) =
+        start(Start::new(Options::default(), listing(&[]), 1), Clock::manual(START), &Registry::new());
+    let waiting: Vec<_> = (0..super::queue::QUEUE_LEN_MAX)
         .map(|n| {
             let learner = learner.clone();
             tokio::spawn(
@@ -489,7 +497,7 @@ async fn answers_beyond_the_bound_go_out_at_once() {
             )
         })
         .collect();
-    until_queued(&learner, super::writer::QUEUE_LEN_MAX).await;
+    until_queued(&learner, super::queue::QUEUE_LEN_MAX).await;
     let asked = tokio::time::Instant::now();
     assert_eq!(learner.offer(offer("a.zoom.test", &[("8.8.8.8", 60)]), START).await, Outcome::Late);
     assert_eq!(asked.elapsed(), Duration::ZERO);
@@ -501,7 +509,8 @@ async fn answers_beyond_the_bound_go_out_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn waiting_offers_make_one_serial() {
-    let (learner, writer) = start(Options::default(), listing(&[]), 1, Clock::manual(START), &Registry::new());
+    let (learner, writer) =
+        start(Start::new(Options::default(), listing(&[]), 1), Clock::manual(START), &Registry::new());
     let waiting: Vec<_> = (0..100)
         .map(|n| {
             let learner = learner.clone();
@@ -551,7 +560,7 @@ async fn targets_are_followed_until_a_reload_says_otherwise() {
     let (listed, tag) = learner.followed(&name("cdn.example"), after(59)).unwrap();
     assert_eq!((listed, tag.has_app("zoom")), (name("a.zoom.test"), true));
     assert!(learner.followed(&name("cdn.example"), after(60)).is_none());
-    learner.reload(listing(&["zoom"]), 2, None).await;
+    learner.reload(listing(&["zoom"]), 2, None, Confirm::Explicit).await;
     assert!(learner.followed(&name("cdn.example"), START).is_none());
 }
 
@@ -560,7 +569,7 @@ async fn reload_returns_when_it_is_published() {
     let (learner, clock, registry, _) = running(Options::default());
     learner.offer(offer("a.zoom.test", &[("8.8.8.8", 60)]), clock.now()).await;
     let options = Options { never: vec!["9.9.9.9".parse().unwrap()], ..Options::default() };
-    learner.reload(listing(&["zoom"]), 2, Some(options)).await;
+    learner.reload(listing(&["zoom"]), 2, Some(options), Confirm::No).await;
     assert_eq!(learner.reader().snapshot().hosts().count(), 0);
     assert_eq!(learner.offer(offer("a.webex.test", &[("9.9.9.9", 60)]), clock.now()).await, Outcome::Programmed);
     assert_eq!(learner.reader().snapshot().hosts().count(), 0);

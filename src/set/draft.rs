@@ -4,10 +4,14 @@
 //! if the members or their apps differ from the last one. Between commits readers see nothing of it, except that the
 //! times of a sighting are live. What changed is noted by address as it happens, so a commit costs what the batch
 //! changed and nothing more.
+//!
+//! Where others hold the set elsewhere, [`Draft::publish`] takes the place of a commit: the [`Batch`] that it returns
+//! says what they must be told, and its grants count once they have confirmed them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::batch::{Batch, Step};
 use super::delta::{Delta, Item, walk};
 use super::expiry::Expiry;
 use super::history::{History, Publisher, Reader};
@@ -40,17 +44,32 @@ pub struct Draft {
     statics_before: Option<Arc<[StaticEntry]>>,
     /// Hosts whose end moved since the last commit.
     renewed: Vec<IpAddr>,
+    /// What others must be told since the last commit.
+    steps: Vec<Step>,
+    /// The next publication begins the history, under a new serial whatever it holds.
+    begins: bool,
 }
 
 impl Draft {
     /// Begins with the empty set, serial 0 of `session`.
     pub fn new(session: Session, now: Timestamp, registry: &Registry) -> Self {
+        Self::with_serial(session, 0, now, registry)
+    }
+
+    /// Goes on with a session after `serial`: the first publication has the next serial, and the history begins with
+    /// it, since nobody knows any more what the serials before it held. After serial 0 nothing was published yet, and
+    /// nothing is gone on with.
+    pub fn resume(session: Session, serial: u64, now: Timestamp, registry: &Registry) -> Self {
+        Self { begins: serial > 0, ..Self::with_serial(session, serial, now, registry) }
+    }
+
+    fn with_serial(session: Session, serial: u64, now: Timestamp, registry: &Registry) -> Self {
         let statics: Arc<[StaticEntry]> = Arc::default();
-        let empty = Content { session, serial: 0, changed: now, statics: Arc::clone(&statics), hosts: Tree::default() };
+        let empty = Content { session, serial, changed: now, statics: Arc::clone(&statics), hosts: Tree::default() };
         Self {
             publisher: Publisher::new(History::new(Snapshot::new(empty))),
             session,
-            serial: 0,
+            serial,
             changed: now,
             statics,
             hosts: Tree::default(),
@@ -60,13 +79,24 @@ impl Draft {
             hosts_before: Vec::new(),
             statics_before: None,
             renewed: Vec::new(),
+            steps: Vec::new(),
+            begins: false,
         }
     }
 
-    /// Adds a sighting; its host comes with its first one.
+    /// Adds a sighting; its host comes with its first one. What it was granted is asked of those who hold the set
+    /// elsewhere, and counts once the batch is confirmed.
     ///
     /// A sighting of the same name at the same address must have been taken out before.
-    pub fn insert(&mut self, sighting: Sighting) -> Arc<Sighting> {
+    pub fn insert(&mut self, mut sighting: Sighting) -> Arc<Sighting> {
+        let grant = sighting.take_grant();
+        let sighting = self.put_back(sighting);
+        self.steps.push(Step::Grant(Arc::clone(&sighting), grant));
+        sighting
+    }
+
+    /// Adds a sighting that takes the place of one taken out in this batch: what was granted to that one holds.
+    pub fn put_back(&mut self, sighting: Sighting) -> Arc<Sighting> {
         let sighting = Arc::new(sighting);
         let addr = sighting.addr();
         let before = self.hosts.get(addr).cloned();
@@ -81,20 +111,25 @@ impl Draft {
         sighting
     }
 
-    /// Lets a sighting that is in the set last until `need`, granting anew if need be.
-    pub fn renew(&mut self, sighting: &Sighting, need: &Need) {
-        if sighting.grant(need) {
+    /// Lets a sighting that is in the set last until `need`, asking for a later grant if need be. Returns whether it
+    /// had to ask.
+    pub fn renew(&mut self, sighting: &Arc<Sighting>, need: &Need) -> bool {
+        let raised = sighting.raise(need);
+        if raised.end_moved {
             self.renewed.push(sighting.addr());
         }
+        if let Some(grant) = raised.grant {
+            self.steps.push(Step::Grant(Arc::clone(sighting), grant));
+        }
+        raised.grant.is_some()
     }
 
     /// Takes a sighting out that was marked as left; its host goes with its last one.
     pub fn remove(&mut self, sighting: &Sighting) {
         let addr = sighting.addr();
         let Some(host) = self.hosts.get(addr).cloned() else { return };
-        if !host.sighting(sighting.name()).is_some_and(|one| std::ptr::eq(&**one, sighting)) {
-            return;
-        }
+        let Some(own) = host.sighting(sighting.name()).filter(|one| std::ptr::eq(&***one, sighting)) else { return };
+        self.steps.push(Step::Gone(Arc::clone(own)));
         self.touch(addr, Some(&host));
         match host.without(sighting.name()) {
             Some(rest) => self.hosts.insert(rest),
@@ -115,10 +150,19 @@ impl Draft {
         self.statics_before.get_or_insert(before);
     }
 
-    /// Publishes what changed; returns the serial of now.
+    /// Publishes what changed, with nobody else to ask; returns the serial of now.
     pub fn commit(&mut self, now: Timestamp) -> u64 {
+        self.publish(now).confirm();
+        self.serial
+    }
+
+    /// Publishes what changed; returns what others must be told of it.
+    pub fn publish(&mut self, now: Timestamp) -> Batch {
+        let statics_changed = self.statics_before.is_some();
         let delta = self.take_delta();
-        if let Some(delta) = delta {
+        if std::mem::take(&mut self.begins) {
+            self.begin(delta, now);
+        } else if let Some(delta) = delta {
             let delta = (!delta.is_empty()).then_some(delta);
             if let Some(delta) = &delta {
                 self.serial = delta.to;
@@ -130,12 +174,40 @@ impl Draft {
         self.sizes.set_sightings(self.sighting_count);
         self.expiry.sweep(self.sighting_count);
         self.tell_renewed();
+        Batch::new(std::mem::take(&mut self.steps), statics_changed)
+    }
+
+    fn begin(&mut self, delta: Option<Delta>, now: Timestamp) {
+        let delta = delta.unwrap_or_else(|| Delta::empty(self.serial, self.serial + 1));
+        self.serial = delta.to;
+        self.changed = now;
+        self.sizes.count(&delta);
+        self.publisher.begin(self.snapshot());
+    }
+
+    /// Returns the session.
+    pub fn session(&self) -> Session {
+        self.session
+    }
+
+    /// Returns the serial of the last publication.
+    pub fn serial(&self) -> u64 {
         self.serial
+    }
+
+    /// Returns the static prefixes, as changed so far.
+    pub fn statics(&self) -> &Arc<[StaticEntry]> {
+        &self.statics
     }
 
     /// Returns no later than when the next sighting ends; `None` if there is none.
     pub fn next_end(&self) -> Option<Timestamp> {
         self.expiry.next_end()
+    }
+
+    /// Returns how many steps others must be told of so far.
+    pub fn step_count(&self) -> usize {
+        self.steps.len()
     }
 
     /// Returns the host at `addr`, as changed so far.

@@ -146,6 +146,13 @@ impl Publisher {
         changed.map(|event| self.0.events.send(event).ok());
     }
 
+    /// Begins the history anew at a snapshot, whatever was published before.
+    pub(crate) fn begin(&self, first: Snapshot) {
+        let event = Event::Changed { serial: first.serial() };
+        *self.0.history.write() = History::new(first);
+        self.0.events.send(event).ok();
+    }
+
     /// Tells subscribers of later ends.
     pub(crate) fn renewed(&self, ends: Arc<[(IpAddr, Timestamp)]>) {
         self.0.events.send(Event::Renewed(ends)).ok();

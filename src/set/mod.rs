@@ -10,12 +10,14 @@
 //!   history    the current snapshot, deltas behind it, who is told
 //!   expiry     which sighting ends next
 //!   draft      the set in the hands of its one writer
-//!   outlet     what a batch changed, for those who keep it elsewhere
+//!   outlet     the way of a change to those who hold the set elsewhere
+//!   batch      what of a publication they must be told
 //! ```
 //!
 //! One writer changes the set through a [`Draft`]; everybody else holds a [`Reader`].
 
 mod aggregate;
+mod batch;
 mod delta;
 mod draft;
 mod expiry;
@@ -31,6 +33,7 @@ pub(crate) mod testing;
 mod tree;
 
 pub use aggregate::{Aggregate, aggregate};
+pub use batch::Batch;
 pub use delta::{Delta, Item, items};
 pub use draft::Draft;
 pub use history::{Event, History, Reader, Since, Subscription};

@@ -15,9 +15,12 @@
 //! that it has taken so far. A sink that is gone (its [`Intake`] dropped) is down for good.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -113,7 +116,7 @@ pub struct Kept {
 pub struct Restored {
     /// The session to go on with.
     pub session: Session,
-    /// The serial of the last change that was kept.
+    /// The serial to go on after: no consumer has seen a later one.
     pub serial: u64,
     /// Whether the last change was kept, the one that is marked so. If not, any sighting may have been extended up to
     /// what was granted since it was written.
@@ -141,7 +144,7 @@ impl Health {
     /// Says how the sink does.
     pub fn set(&self, state: State) {
         self.0.state.store(state as u8, Ordering::Release);
-        self.0.news.notify_one();
+        self.0.tell_writer();
     }
 
     /// Returns what was said last; down if the sink is gone.
@@ -165,7 +168,7 @@ pub fn outlet(name: &'static str) -> (Outlet, Intake) {
         queue: Mutex::default(),
         arrived: Condvar::new(),
         arrived_async: Notify::new(),
-        news: Notify::new(),
+        news: OnceLock::new(),
         state: AtomicU8::new(State::Up as u8),
     });
     (Outlet { name, shared: Arc::clone(&shared) }, Intake { shared })
@@ -178,8 +181,8 @@ struct Shared {
     arrived: Condvar,
     /// For a sink that is a task.
     arrived_async: Notify,
-    /// For the writer: the queue ran empty, or the sink said how it does.
-    news: Notify,
+    /// For the writer: the sink wants a whole change, or said how it does.
+    news: OnceLock<Arc<Notify>>,
     /// A [`State`].
     state: AtomicU8,
 }
@@ -189,6 +192,8 @@ struct Queue {
     orders: VecDeque<Order>,
     /// Orders were dropped; nothing but a whole change may follow.
     must_be_whole: bool,
+    /// And the sink came for the next order since.
+    wants_whole: bool,
     writer_is_gone: bool,
     sink_is_gone: bool,
 }
@@ -199,6 +204,12 @@ impl Shared {
             0 => State::Up,
             1 => State::Slow,
             _ => State::Down,
+        }
+    }
+
+    fn tell_writer(&self) {
+        if let Some(news) = self.news.get() {
+            news.notify_one();
         }
     }
 }
@@ -226,7 +237,12 @@ pub struct Reply(oneshot::Receiver<Applied>);
 impl Reply {
     /// Waits for the answer. Safe to cancel.
     pub async fn wait(&mut self) -> Applied {
-        (&mut self.0).await.unwrap_or(Applied::Failed)
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Looks for the answer. Once it came, do not look again.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Applied> {
+        Poll::Ready(ready!(Pin::new(&mut self.0).poll(cx)).unwrap_or(Applied::Failed))
     }
 }
 
@@ -256,7 +272,7 @@ impl Outlet {
             if change.whole {
                 // It says everything that those before it say.
                 queue.orders.clear();
-                queue.must_be_whole = false;
+                (queue.must_be_whole, queue.wants_whole) = (false, false);
             }
             if queue.must_be_whole || queue.orders.len() >= ORDERS_LEN_MAX {
                 queue.orders.clear();
@@ -270,15 +286,14 @@ impl Outlet {
         Ok(Reply(answer))
     }
 
-    /// Returns whether orders were dropped and the sink has taken all others, so that a whole change is due.
+    /// Returns whether orders were dropped and the sink has come for the next one since: a whole change is due.
     pub fn wants_whole(&self) -> bool {
-        let queue = self.shared.queue.lock();
-        queue.must_be_whole && !queue.sink_is_gone
+        self.shared.queue.lock().wants_whole
     }
 
-    /// Waits until the sink said how it does, or came to take an order and found none. Safe to cancel.
-    pub async fn news(&self) {
-        self.shared.news.notified().await;
+    /// Has the writer woken when the sink wants a whole change, or says how it does. The first call counts.
+    pub fn report_to(&self, news: &Arc<Notify>) {
+        let _ = self.shared.news.set(Arc::clone(news));
     }
 }
 
@@ -345,8 +360,9 @@ impl Intake {
         if let Some(order) = queue.orders.pop_front() {
             return Next::Order(order);
         }
-        if queue.must_be_whole {
-            self.shared.news.notify_one();
+        if queue.must_be_whole && !queue.wants_whole {
+            queue.wants_whole = true;
+            self.shared.tell_writer();
         }
         if queue.writer_is_gone { Next::Closed } else { Next::Idle }
     }
@@ -359,7 +375,7 @@ impl Drop for Intake {
         queue.orders.clear();
         drop(queue);
         self.shared.state.store(State::Down as u8, Ordering::Release);
-        self.shared.news.notify_one();
+        self.shared.tell_writer();
     }
 }
 
@@ -410,14 +426,16 @@ mod tests {
     #[tokio::test]
     async fn orders_left_lying_make_room_for_a_whole_change() {
         let (outlet, mut intake) = outlet("test");
+        let news = Arc::new(Notify::new());
+        outlet.report_to(&news);
         let mut replies: Vec<_> = (0..64).map(|n| outlet.send(&change(n)).unwrap()).collect();
-        assert!(!outlet.wants_whole());
         assert_eq!(outlet.send(&change(64)).unwrap_err(), NotSent::Full);
         assert_eq!(replies[0].wait().await, Applied::Failed);
         assert_eq!(outlet.send(&change(65)).unwrap_err(), NotSent::Full, "there is a gap before it");
-        assert!(outlet.wants_whole());
+        assert!(!outlet.wants_whole(), "the sink is still at it");
         assert!(matches!(intake.blocking_next(Duration::ZERO), Next::Idle));
-        outlet.news().await;
+        news.notified().await;
+        assert!(outlet.wants_whole());
         outlet.send(&whole(66)).unwrap();
         outlet.send(&change(67)).unwrap();
         assert!(intake.next().await.unwrap().change.whole);

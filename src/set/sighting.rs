@@ -8,12 +8,13 @@
 //! whose addresses are all known extends them itself, without waiting for the writer:
 //!
 //! ```text
-//!   last_seen ≤ told_until ≤ end ≤ granted
-//!   └ asked     └ TTL told   │     └ what store and sinks hold: `end` plus slack, so that repeats rarely write
+//!   last_seen ≤ told_until ≤ end   ≤   granted
+//!   └ asked     └ TTL told   │         └ what store and sinks hold: `end` plus slack, so that repeats rarely write
 //!                            └ when our own clock withdraws it
 //! ```
 //!
-//! Each of the four only ever grows. *Left* is final: the writer marks a sighting before it takes it out, and
+//! A grant is asked for by the writer and counts once store and sinks have confirmed it; until then `granted` stays
+//! behind `end`, and whoever needs the address waits. Each of the four only ever grows. *Left* is final: the writer marks a sighting before it takes it out, and
 //! [`Sighting::extend`] fails from then on, so no extension is ever lost to an expiry at the same moment.
 
 use std::net::IpAddr;
@@ -100,7 +101,7 @@ pub struct Times {
     pub told_until: Timestamp,
     /// When the sighting ends.
     pub end: Timestamp,
-    /// The end that store and sinks were told; never before `end`.
+    /// The end that store and sinks hold; before `end` while they are still to confirm it.
     pub granted: Timestamp,
 }
 
@@ -127,6 +128,15 @@ pub enum Extended {
     Renewed,
     /// What store and sinks hold ends too early, or the sighting has left: the writer has to grant anew.
     Short,
+}
+
+/// What [`Sighting::raise`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Raised {
+    /// The end is later than before.
+    pub(crate) end_moved: bool,
+    /// What store and sinks hold ends too early for the need: they must be asked to hold the address until then.
+    pub(crate) grant: Option<Timestamp>,
 }
 
 /// One address seen for one listed name.
@@ -190,7 +200,7 @@ impl Sighting {
         self.times.lock().end
     }
 
-    /// Returns the end that store and sinks hold.
+    /// Returns the end that store and sinks hold; the epoch before they have confirmed any.
     pub fn granted(&self) -> Timestamp {
         self.times.lock().granted
     }
@@ -219,18 +229,28 @@ impl Sighting {
         if times.end > before { Extended::Renewed } else { Extended::Known }
     }
 
-    /// Extends the sighting and grants anew if need be; for the writer alone. Returns whether the end moved.
-    pub(crate) fn grant(&self, need: &Need) -> bool {
+    /// Extends the sighting, whatever store and sinks hold; for the writer alone.
+    pub(crate) fn raise(&self, need: &Need) -> Raised {
         let mut times = self.times.lock();
         if times.end == LEFT {
-            return false;
+            return Raised { end_moved: false, grant: None };
         }
         let before = times.end;
         times.raise(need);
-        if times.granted < need.end {
-            times.granted = need.grant;
-        }
-        times.end > before
+        // An end that failed to be granted before counts, too.
+        let grant = (times.granted < need.end).then(|| need.grant.max(times.end));
+        Raised { end_moved: times.end > before, grant }
+    }
+
+    /// Notes that store and sinks hold the sighting until `grant`; for the writer alone.
+    pub(crate) fn confirm(&self, grant: Timestamp) {
+        let mut times = self.times.lock();
+        times.granted = times.granted.max(grant);
+    }
+
+    /// Takes back what was granted, to be confirmed yet, and returns it; for the writer alone.
+    pub(crate) fn take_grant(&mut self) -> Timestamp {
+        std::mem::take(&mut self.times.get_mut().granted)
     }
 
     /// Marks the sighting as left if `may_leave` agrees to its times of this moment; `None` if it stays or had left.
@@ -361,12 +381,13 @@ mod tests {
         let one = sighting(addr(1, true), &record("a.test", &["a"]), START);
         let before = one.times();
         assert_eq!(one.extend(&Need::new(START, secs(1), secs(1), secs(1))), Extended::Known);
-        assert!(!one.grant(&Need::new(START, secs(1), secs(1), secs(1))));
+        let raised = one.raise(&Need::new(START, secs(1), secs(1), secs(1)));
+        assert_eq!(raised, Raised { end_moved: false, grant: None });
         assert_eq!(one.times(), before);
     }
 
     #[test]
-    fn extension_beyond_the_grant_needs_the_writer() {
+    fn extension_beyond_the_grant_needs_a_confirmed_one() {
         let one = sighting(addr(1, true), &record("a.test", &["a"]), START);
         let now = START.after(secs(600));
         assert_eq!(one.extend(&Need::new(now, secs(60), secs(600), secs(300))), Extended::Renewed);
@@ -374,8 +395,11 @@ mod tests {
         let need = Need::new(now, secs(60), secs(600), secs(300));
         assert_eq!(one.extend(&need), Extended::Short);
         assert_eq!(one.end(), START.after(secs(1500)), "left as it was");
-        assert!(one.grant(&need));
-        assert_eq!((one.end(), one.granted()), (need.end, need.grant));
+        assert_eq!(one.raise(&need), Raised { end_moved: true, grant: Some(need.grant) });
+        assert_eq!((one.end(), one.granted()), (need.end, START.after(secs(1500))), "nobody has confirmed it");
+        assert_eq!(one.extend(&need), Extended::Short);
+        one.confirm(need.grant);
+        assert_eq!(one.extend(&need), Extended::Known);
     }
 
     #[test]

@@ -96,26 +96,32 @@ impl Setup {
     /// Starts it and waits for its greeting.
     pub async fn start(self) -> Greenlane {
         let folder = self.write();
-        let mut command = greenlane();
-        command.arg("serve").arg("-c").arg(folder.path().join("config.toml"));
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let stderr = child.stderr.take().unwrap();
-        let lines = Arc::clone(&log);
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let mut log = lines.lock().unwrap();
-                log.push_str(&line);
-                log.push('\n');
-            }
-        });
+        let (child, log) = spawn(&folder, &self.environment);
         let none = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let client = Client { dns: none, web: none };
-        let mut started = Greenlane { child, client, folder, log };
+        let mut started = Greenlane { child, client, folder, log, environment: self.environment };
         started.read_ports().await;
         started
     }
+}
+
+/// Starts the binary on the configuration in a folder; what it writes to standard error is gathered.
+fn spawn(folder: &TempDir, environment: &[(String, String)]) -> (Child, Arc<Mutex<String>>) {
+    let mut command = greenlane();
+    command.arg("serve").arg("-c").arg(folder.path().join("config.toml"));
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let log = Arc::new(Mutex::new(String::new()));
+    let stderr = child.stderr.take().unwrap();
+    let lines = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let mut log = lines.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    (child, log)
 }
 
 /// The built binary, without any of the environment that it reads.
@@ -131,6 +137,7 @@ pub struct Greenlane {
     client: Client,
     folder: TempDir,
     log: Arc<Mutex<String>>,
+    environment: Vec<(String, String)>,
 }
 
 /// Somebody who asks a greenlane, whoever started it.
@@ -198,6 +205,19 @@ impl Greenlane {
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
         assert!(status.success());
+    }
+
+    /// Ends it with a signal, such as `KILL` or `TERM`, and starts it again in the same folder.
+    pub async fn restart(&mut self, signal: &str) {
+        self.signal(signal);
+        self.ended().await;
+        self.begin_again().await;
+    }
+
+    /// Starts it again in the same folder after it has ended.
+    pub async fn begin_again(&mut self) {
+        (self.child, self.log) = spawn(&self.folder, &self.environment);
+        self.read_ports().await;
     }
 
     /// Waits for it to end by itself and returns its exit code.

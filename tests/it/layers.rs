@@ -27,7 +27,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("pipeline", with(&["policy", "cache", "forward", "catalogue", "learn"])),
         ("web", with(&["export", "set", "catalogue", "learn"])),
         ("listen", with(&["pipeline"])),
-        ("config", with(&["catalogue", "forward", "cache", "learn", "export", "web", "listen", "pipeline"])),
+        ("config", with(&["catalogue", "forward", "cache", "learn", "store", "export", "web", "listen", "pipeline"])),
         ("daemon", BTreeSet::from(["*"])),
         ("cli", BTreeSet::from(["*"])),
         ("lib", BTreeSet::from(["*"])),

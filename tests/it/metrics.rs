@@ -14,7 +14,7 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-const METRICS: [(&str, &str); 27] = [
+const METRICS: [(&str, &str); 37] = [
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
@@ -31,6 +31,11 @@ const METRICS: [(&str, &str); 27] = [
     ("greenlane_learn_hold_seconds", "histogram"),
     ("greenlane_learn_offers_total", "counter"),
     ("greenlane_learn_refused_total", "counter"),
+    ("greenlane_learn_restored_total", "counter"),
+    ("greenlane_learn_shrink_held", "gauge"),
+    ("greenlane_learn_sink_failures_total", "counter"),
+    ("greenlane_learn_sink_late_total", "counter"),
+    ("greenlane_learn_sink_waited", "gauge"),
     ("greenlane_listen_connections", "gauge"),
     ("greenlane_listen_dropped_total", "counter"),
     ("greenlane_listen_queries_total", "counter"),
@@ -40,6 +45,11 @@ const METRICS: [(&str, &str); 27] = [
     ("greenlane_set_serial", "gauge"),
     ("greenlane_set_sightings", "gauge"),
     ("greenlane_listen_tagged_total", "counter"),
+    ("greenlane_store_checkpoints_total", "counter"),
+    ("greenlane_store_commit_seconds", "histogram"),
+    ("greenlane_store_commits_total", "counter"),
+    ("greenlane_store_file_bytes", "gauge"),
+    ("greenlane_store_sightings", "gauge"),
     ("greenlane_tag_answers_total", "counter"),
     ("greenlane_web_requests_total", "counter"),
 ];

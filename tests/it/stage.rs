@@ -13,7 +13,7 @@ use greenlane::cache::Cache;
 use greenlane::catalogue::{self, Catalogue, compile};
 use greenlane::clock::{Clock, Timestamp};
 use greenlane::forward::{self, Forward, Protocol, Upstream as UpstreamUrl};
-use greenlane::learn::{self, Learner, Listing};
+use greenlane::learn::{self, Confirm, Learner, Listing, Start};
 use greenlane::metrics::Registry;
 use greenlane::pipeline::{Current, Pipeline, TagOptions, Tried};
 use greenlane::policy::Special;
@@ -83,6 +83,8 @@ pub(crate) fn options() -> learn::Options {
     learn::Options {
         hold: Duration::from_secs(10),
         treat_as_public: treat_as_public.iter().map(|text| text.parse().unwrap()).collect(),
+        // Lists come and go whole here.
+        max_shrink: 1.0,
         ..learn::Options::default()
     }
 }
@@ -112,7 +114,7 @@ impl Stage {
         let asked = UpstreamUrl { protocol: Protocol::Udp, addr: upstream.addr, tls_name: None };
         let forward = forward::Options { upstreams: vec![asked], ..forward::Options::default() };
         let forward = Forward::with_roots(forward, RULES, clock.clone(), &registry, Vec::new()).unwrap();
-        let (learner, writer) = learn::start(options, listing(&catalogue), 1, clock.clone(), &registry);
+        let (learner, writer) = learn::start(Start::new(options, listing(&catalogue), 1), clock.clone(), &registry);
         tokio::spawn(writer.run());
         let current = current(1, catalogue, Arc::new(forward));
         let pipeline = Pipeline::new(current, Cache::new(1 << 20), learner.clone(), clock.clone(), &registry);
@@ -152,7 +154,7 @@ impl Stage {
     ) -> Result<(), Problems> {
         let catalogue = catalogue(lists)?;
         self.generation += 1;
-        self.learner.reload(listing(&catalogue), self.generation, Some(options)).await;
+        self.learner.reload(listing(&catalogue), self.generation, Some(options), Confirm::No).await;
         let forward = Arc::clone(self.pipeline.current().forward());
         self.pipeline.replace(current(self.generation, catalogue, forward));
         Ok(())

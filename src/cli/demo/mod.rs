@@ -72,6 +72,9 @@ fn around(mut config: Config, args: &DemoArgs, upstream: SocketAddr) -> Result<C
     config.forward.upstreams = vec![Upstream { protocol: Protocol::Udp, addr: upstream, tls_name: None }];
     config.forward.strategy = Strategy::Ordered;
     config.forward.routes.clear();
+    // The show leaves nothing behind.
+    config.store = None;
+    config.export_nftables.clear();
     config.export_files.clear();
     for text in SPACE {
         config.learn.treat_as_public.push(text.parse().map_err(Failure::failed)?);

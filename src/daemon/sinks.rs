@@ -1,0 +1,87 @@
+//! Those who keep the set elsewhere: the store and the local firewalls, each on threads of its own.
+//!
+//! They start before the learner, which tells them the whole set first, and end with its last word. What the store kept
+//! is what the set begins with.
+
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::StartError;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::export::nftables::{self, Surplus};
+use crate::metrics::Registry;
+use crate::set::outlet::{Outlet, Restored, outlet};
+use crate::store::{self, Store};
+
+/// How long the store may take to close its files.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What the learner needs of them, and what must be awaited at the end.
+pub(super) struct Sinks {
+    /// The ways to them.
+    pub(super) outlets: Vec<Outlet>,
+    /// What the store kept.
+    pub(super) restored: Option<Restored>,
+    /// The store's thread.
+    pub(super) keeper: Keeper,
+}
+
+/// The thread that closes the store's files at the end.
+#[derive(Debug, Default)]
+pub(super) struct Keeper(Option<JoinHandle<()>>);
+
+impl Sinks {
+    /// Opens the store and starts everything that the configuration names.
+    pub(super) fn start(config: &Config, clock: &Clock, registry: &Registry) -> Result<Self, StartError> {
+        let mut sinks = Self { outlets: Vec::new(), restored: None, keeper: Keeper::default() };
+        if let Some(options) = &config.store {
+            sinks.start_store(options, clock, registry)?;
+        }
+        if !config.export_nftables.is_empty() {
+            sinks.start_nftables(&config.export_nftables, clock, registry).map_err(StartError::Threads)?;
+        }
+        Ok(sinks)
+    }
+
+    fn start_store(&mut self, options: &store::Options, clock: &Clock, registry: &Registry) -> Result<(), StartError> {
+        let opened = Store::open(options, clock.now())?;
+        let (outlet, intake) = outlet("store");
+        let (clock, metrics) = (clock.clone(), store::Metrics::new(registry));
+        let thread = thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || store::run(opened.store, intake, &clock, metrics))
+            .map_err(StartError::Threads)?;
+        self.outlets.push(outlet);
+        self.restored = Some(opened.restored);
+        self.keeper = Keeper(Some(thread));
+        Ok(())
+    }
+
+    fn start_nftables(&mut self, all: &[nftables::Options], clock: &Clock, registry: &Registry) -> io::Result<()> {
+        // Without what was known before, elements that are there may still be told to clients.
+        let surplus = match &self.restored {
+            Some(restored) if restored.serial > 0 => Surplus::Withdraw,
+            _ => Surplus::Adopt,
+        };
+        let metrics = nftables::Metrics::new(registry);
+        for options in all {
+            let (outlet, intake) = outlet("nftables");
+            nftables::start(options.clone(), surplus, intake, clock.clone(), metrics.clone())?;
+            self.outlets.push(outlet);
+        }
+        Ok(())
+    }
+}
+
+impl Keeper {
+    /// Waits for the store to close its files; the learner has said its last word before.
+    pub(super) async fn ended(self) {
+        let Some(thread) = self.0 else { return };
+        let joined = tokio::task::spawn_blocking(move || thread.join());
+        if tokio::time::timeout(CLOSE_PATIENCE, joined).await.is_err() {
+            tracing::warn!("the store did not close within {} s; nothing is lost", CLOSE_PATIENCE.as_secs());
+        }
+    }
+}
