@@ -33,6 +33,8 @@ mod admit;
 mod book;
 mod caps;
 mod follow;
+#[cfg(test)]
+mod held;
 mod metrics;
 mod queue;
 mod rate;

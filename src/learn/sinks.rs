@@ -302,6 +302,7 @@ impl Sink {
             self.meter.failed.inc();
         }
         if self.judge.took(applied, span, hold) {
+            self.meter.waited.set(0);
             tracing::warn!("{} takes too long to hold changes: answers do not wait for it", self.outlet.name());
         }
     }

@@ -19,7 +19,7 @@ use crate::prefix::Prefix;
 use crate::set::{Event, Need, Since, StaticEntry};
 use crate::source::Location;
 
-const START: Timestamp = Timestamp::from_secs(1_800_000_000);
+pub(super) const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 
 /// Makes a tag of one app.
 pub(super) fn tag(app: &str, trigger: &str) -> Tag {
@@ -27,12 +27,12 @@ pub(super) fn tag(app: &str, trigger: &str) -> Tag {
     Tag::new(vec![hit])
 }
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
 /// Matches names by their last two labels: `x.zoom.test` is app `zoom` by trigger `zoom.test`, unless `not` says so.
-fn listing(not: &'static [&'static str]) -> Listing {
+pub(super) fn listing(not: &'static [&'static str]) -> Listing {
     Listing::new(Vec::new(), move |name| {
         let text = name.to_string();
         let trigger = text.rsplitn(3, '.').take(2).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join(".");
@@ -42,11 +42,11 @@ fn listing(not: &'static [&'static str]) -> Listing {
 }
 
 /// Public space to learn from.
-fn addr(n: u32) -> IpAddr {
+pub(super) fn addr(n: u32) -> IpAddr {
     Ipv4Addr::from_bits(0x0800_0000 + n).into()
 }
 
-fn after(secs: u64) -> Timestamp {
+pub(super) fn after(secs: u64) -> Timestamp {
     START.after(Duration::from_secs(secs))
 }
 
@@ -416,7 +416,7 @@ fn flood_at_the_cap_stays_cheap() {
     assert_eq!(bench.book.draft().host_count(), 5000);
 }
 
-fn offer(of: &str, addrs: &[(&str, u32)]) -> Offer {
+pub(super) fn offer(of: &str, addrs: &[(&str, u32)]) -> Offer {
     Offer {
         name: name(of),
         tag: listing(&[]).tag(&name(of)).unwrap(),

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redb::StorageBackend;
 
@@ -38,6 +39,11 @@ impl From<io::Error> for LockError {
     }
 }
 
+/// How often a locked file is tried again, and the pause between: the greenlane before us may be about to end, and a
+/// command that is just being started holds copies of our files until it runs.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 impl Disk {
     /// Opens the file, making it if there is none.
     pub(super) fn open(path: &Path) -> Result<Self, LockError> {
@@ -55,11 +61,17 @@ impl Disk {
 
     /// Opens the file and locks it.
     pub(super) fn lock(path: &Path) -> Result<Self, LockError> {
+        let mut tries = LOCK_TRIES;
         // Between open and lock another process may have set the file aside: then the lock is on the wrong one.
         loop {
             let disk = Self::open(path)?;
             match disk.file.try_lock() {
                 Ok(()) => {}
+                Err(TryLockError::WouldBlock) if tries > 0 => {
+                    tries -= 1;
+                    std::thread::sleep(LOCK_PAUSE);
+                    continue;
+                }
                 Err(TryLockError::WouldBlock) => return Err(LockError::InUse),
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
