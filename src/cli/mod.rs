@@ -49,7 +49,7 @@ enum Command {
     /// Print the set of a running greenlane
     Prefixes(PrefixesArgs),
     /// Keep this host's nftables as resolvers elsewhere say
-    Sync(sync::SyncArgs),
+    Sync(Box<sync::SyncArgs>),
     /// Look after what is kept in the local nftables
     #[command(subcommand)]
     Nft(NftCommand),

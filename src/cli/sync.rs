@@ -152,9 +152,10 @@ pub(super) fn run(file: &ConfigFile, args: &SyncArgs) -> Result<(), Failure> {
             Some(addr) => Some(serve_metrics(addr, registry, stop.clone()).await?),
         };
         let (version, count) = (env!("CARGO_PKG_VERSION"), args.from.len());
+        let noun = if count == 1 { "resolver" } else { "resolvers" };
         let to = if args.dry_run { "changing nothing".to_owned() } else { names.join(", ") };
         let metrics = metrics.map(|addr| format!(", metrics on http://{addr}/metrics")).unwrap_or_default();
-        super::tell(format_args!("greenlane sync {version}: following {count} resolvers, {to}{metrics}"));
+        super::tell(format_args!("greenlane sync {version}: following {count} {noun}, {to}{metrics}"));
         let mut service = Service::new(&clock);
         let followed = follower.follow(stop, |standing| service.beat(&standing, clock.now())).await;
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
@@ -269,7 +270,8 @@ fn status(standing: &Standing) -> String {
 impl SyncArgs {
     fn options(&self, config: &Config) -> Options {
         let mut learn = config.learn.clone();
-        learn.own.extend(interface_addresses().map(Prefix::host));
+        // Upstreams and listeners of the file are a resolver's, and we are none.
+        learn.own = interface_addresses().map(Prefix::host).collect();
         learn.never.extend(&self.never);
         learn.treat_as_public.extend(&self.treat_as_public);
         learn.nat64.extend(&self.nat64);
@@ -386,7 +388,7 @@ mod tests {
         let line =
             ["greenlane", "sync", "--from", "http://192.0.2.53:8053"].into_iter().chain(words.split_whitespace());
         match Cli::try_parse_from(line)?.command {
-            Some(Command::Sync(args)) => Ok(args),
+            Some(Command::Sync(args)) => Ok(*args),
             other => panic!("{other:?}"),
         }
     }

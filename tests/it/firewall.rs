@@ -17,7 +17,7 @@ use crate::harness::{Greenlane, Setup};
 use crate::upstream::{A, AAAA, Asked, HTTPS, Upstream, record, wire_name};
 
 /// Runs a test in a namespace of its own, with loopback up.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     if !has_tools(&["nft"]) {
         return;
     }
@@ -29,19 +29,19 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stati
     ran.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
-fn nft(line: &str) -> String {
+pub(crate) fn nft(line: &str) -> String {
     let output = Command::new("nft").args(line.split(' ')).output().unwrap();
     assert!(output.status.success(), "nft {line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn has(set: &str, address: &str) -> bool {
+pub(crate) fn has(set: &str, address: &str) -> bool {
     let word = |text: &str| text.split([' ', ',', '\n', '\t']).any(|word| word == address);
     word(&nft(&format!("list set inet greenlane {set}")))
 }
 
 /// Answers `n7.…` with 203.0.113.7.
-async fn numbering() -> Upstream {
+pub(crate) async fn numbering() -> Upstream {
     let number = |asked: &Asked| asked.name().split('.').next().unwrap()[1..].parse().unwrap_or(0);
     Upstream::start(move |asked| asked.a([203, 0, 113, number(asked)])).await
 }

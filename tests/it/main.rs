@@ -19,4 +19,5 @@ mod scenarios;
 mod stage;
 mod strangers;
 mod streams;
+mod sync;
 mod upstream;

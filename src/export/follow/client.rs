@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use rustls::crypto::ring;
 use thiserror::Error;
-use tokio::sync::mpsc;
 use ureq::http::{Response, StatusCode, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
@@ -201,13 +200,20 @@ fn agent(access: &Access) -> Result<Agent, AccessError> {
 /// What a resolver's thread has to say.
 #[derive(Debug)]
 pub(super) enum News {
-    /// It told something; `is_stream` if it does so by itself.
-    Told { told: Told, is_stream: bool },
-    /// It lives.
+    /// It told something.
+    Told(Told),
+    /// It lives and will tell by itself what changes.
     Alive,
     /// It failed; what it told may be old from now on.
     Failed(Failure),
 }
+
+/// Hands news on, waiting for room; fails once nobody listens.
+pub(super) type Say = dyn Fn(News) -> Result<(), Unheard> + Send;
+
+/// Nobody listens any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unheard;
 
 /// The thread's side of one resolver.
 #[derive(Debug)]
@@ -218,7 +224,7 @@ pub(super) struct Client {
     gate: Arc<Gate>,
     clock: Clock,
     held: Option<(Session, u64)>,
-    /// When something came last.
+    /// When the ends of what is held were known last: while a stream tells of later ones, or with a whole set.
     heard: Timestamp,
 }
 
@@ -237,29 +243,22 @@ impl Client {
     }
 
     /// Follows the resolver on a thread of its own until nobody listens to `say`.
-    pub(super) fn start(
-        mut self,
-        say: impl Fn(News) -> Result<(), mpsc::error::SendError<()>> + Send + 'static,
-    ) -> io::Result<()> {
-        let name = "sync-follow".to_owned();
-        thread::Builder::new().name(name).spawn(move || self.follow(&say)).map(|_| ())
+    pub(super) fn start(mut self, say: Box<Say>) -> io::Result<()> {
+        thread::Builder::new().name("sync-follow".to_owned()).spawn(move || self.follow(&*say)).map(|_| ())
     }
 
-    fn follow(&mut self, say: &impl Fn(News) -> Result<(), mpsc::error::SendError<()>>) {
+    fn follow(&mut self, say: &Say) {
         let mut pause = PAUSE_MIN;
         loop {
-            let mut has_streamed = false;
-            let clock = self.clock.clone();
-            let mut heard = self.heard;
-            let listening = |news| {
-                heard = clock.now();
-                has_streamed |= matches!(news, News::Told { is_stream: true, .. } | News::Alive);
-                say(news)
+            let begun = self.clock.now();
+            let failure = match self.round(say) {
+                Err(Ended::Failed(failure)) => failure,
+                Err(Ended::Unheard) => return,
+                Ok(never) => match never {},
             };
-            let ended = self.round(listening);
-            self.heard = heard;
-            let Ended::Failed(failure) = ended else { return };
-            pause = if has_streamed { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+            // One that lived for a while is asked again soon, one that always breaks off is not.
+            let has_lived = self.clock.now().since(begun) > PAUSE_MAX && self.heard > begun;
+            pause = if has_lived { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
             if say(News::Failed(failure)).is_err() {
                 return;
             }
@@ -273,29 +272,22 @@ impl Client {
     }
 
     /// Asks for what changed, then listens until the stream ends.
-    fn round(&mut self, mut say: impl FnMut(News) -> Result<(), mpsc::error::SendError<()>>) -> Ended {
-        match self.listen(&mut say) {
-            Err(ended) => ended,
-            Ok(never) => match never {},
-        }
-    }
-
-    fn listen(
-        &mut self,
-        say: &mut impl FnMut(News) -> Result<(), mpsc::error::SendError<()>>,
-    ) -> Result<Infallible, Ended> {
+    fn round(&mut self, say: &Say) -> Result<Infallible, Ended> {
         let told = self.delta()?;
-        say(News::Told { told, is_stream: false })?;
+        say(News::Told(told))?;
         let response = self.get("/watch", "text/event-stream")?;
         let theirs = self.theirs(&response);
         let input = BufReader::with_capacity(BUFFER_LEN, response.into_body().into_reader());
         let mut events = Events::new(input, self.clock.clone(), theirs);
+        say(News::Alive)?;
         loop {
-            match events.next(&self.gate).map_err(Failure::from)? {
+            let seen = events.next(&self.gate).map_err(Failure::from)?;
+            self.heard = self.clock.now();
+            match seen {
                 Seen::Alive => say(News::Alive)?,
                 Seen::Told(told) => {
                     self.note(&told);
-                    say(News::Told { told, is_stream: true })?;
+                    say(News::Told(told))?;
                 }
             }
         }
@@ -315,6 +307,10 @@ impl Client {
     /// Remembers what we hold with it.
     fn note(&mut self, told: &Told) {
         if let Told::Delta(delta) = told {
+            if delta.reset {
+                // All ends came with it.
+                self.heard = self.clock.now();
+            }
             self.held = Some((Session(delta.session), delta.serial));
         }
     }
@@ -370,8 +366,8 @@ impl From<Failure> for Ended {
     }
 }
 
-impl From<mpsc::error::SendError<()>> for Ended {
-    fn from(_: mpsc::error::SendError<()>) -> Self {
+impl From<Unheard> for Ended {
+    fn from(_: Unheard) -> Self {
         Self::Unheard
     }
 }

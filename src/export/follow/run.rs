@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::book::{self, Book, Limits, Source};
-use super::client::{Client, Failure, News, Resolver};
+use super::client::{Client, Failure, News, Resolver, Unheard};
 use super::gate::{Gate, Refusals};
 use super::meter::Metrics;
 use super::print::Printer;
@@ -127,7 +127,7 @@ impl Follower {
         let (sender, mut news) = mpsc::channel(NEWS_LEN_MAX);
         for (source, client) in clients.into_iter().enumerate() {
             let sender = sender.clone();
-            client.start(move |news| sender.blocking_send((source, news)).map_err(|_| mpsc::error::SendError(())))?;
+            client.start(Box::new(move |news| sender.blocking_send((source, news)).map_err(|_| Unheard)))?;
         }
         let mut beats = tokio::time::interval(BEAT);
         loop {
@@ -155,7 +155,7 @@ impl Follower {
         let mut failures = Vec::new();
         for (source, asked) in asked.into_iter().enumerate() {
             match asked.await {
-                Ok(Ok(told)) => state.hear(source, News::Told { told, is_stream: false }, clock.now()),
+                Ok(Ok(told)) => state.hear(source, News::Told(told), clock.now()),
                 Ok(Err(failure)) => failures.push(format!("{}: {failure}", state.urls[source])),
                 Err(error) => failures.push(format!("{}: {error}", state.urls[source])),
             }
@@ -244,15 +244,15 @@ struct Merger {
 impl Merger {
     fn hear(&mut self, source: Source, news: News, now: Timestamp) {
         match news {
-            News::Alive => self.metrics.heard(source, now),
-            News::Told { told, is_stream } => {
+            News::Alive => {
+                self.metrics.heard(source, now);
+                self.note_followed(source);
+            }
+            News::Told(told) => {
                 self.metrics.heard(source, now);
                 self.sources[source].has_answered = true;
                 self.first_answer.get_or_insert(now);
                 self.unsent.get_or_insert_with(Stopwatch::start);
-                if is_stream {
-                    self.note_followed(source);
-                }
                 self.take(source, told, now);
             }
             News::Failed(failure) => self.fail(source, &failure, now),
@@ -262,7 +262,7 @@ impl Merger {
     fn take(&mut self, source: Source, told: Told, now: Timestamp) {
         let delta = match told {
             Told::Renewed(renewed) => return self.book.renewed(source, &renewed),
-            Told::Delta(delta) => delta,
+            Told::Delta(delta) => *delta,
         };
         let serial = delta.serial;
         let taken = self.book.told(source, delta, now);

@@ -43,7 +43,7 @@ pub(super) type Apps = Arc<[AppId]>;
 /// One object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Told {
-    Delta(Delta),
+    Delta(Box<Delta>),
     Renewed(Renewed),
 }
 
@@ -170,7 +170,7 @@ impl<'de> Visitor<'de> for Object<'_> {
         }
         let has = |fields: &[Known]| fields.iter().all(|field| seen.contains(field));
         if has(&[Known::Session, Known::Serial, Known::Reset, Known::Announced, Known::Withdrawn]) {
-            return Ok(Told::Delta(delta));
+            return Ok(Told::Delta(Box::new(delta)));
         }
         if has(&[Known::Session, Known::Renewed]) {
             renewed.session = delta.session;
@@ -415,7 +415,7 @@ mod tests {
 
     fn delta(text: &str) -> Delta {
         match read(text.as_bytes(), &gate(), SAME) {
-            Ok(Told::Delta(delta)) => delta,
+            Ok(Told::Delta(delta)) => *delta,
             other => panic!("{other:?}"),
         }
     }
