@@ -588,6 +588,8 @@ async fn delta_leads_from_each_serial_to_the_present() {
         "announced": [host("192.0.2.1"), prefix], "withdrawn": [],
     });
     assert_eq!(whole, expected);
+    let clock = site.clock.now().as_millis().to_string();
+    assert_eq!(site.get("/delta").await.field("x-greenlane-now"), Some(clock.as_str()), "the clock of the ends");
 
     let current = site.get("/delta?session=00000000000000ab&serial=2").await.json();
     let nothing =
