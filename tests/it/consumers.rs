@@ -58,6 +58,8 @@ fn setup(upstream: &Upstream) -> Setup {
     Setup::new(upstream.addr)
         .list("demo.list", LIST)
         .list("other.list", "# Other\nother.example\nboth.listed.example\n198.51.100.0/25\n")
+        // Reloads are counted here; the folder's watch would make some of its own.
+        .with("catalogue", "watch = false")
         .with("learn", "new-per-client-per-minute = 0\nmax-per-trigger = 32768")
 }
 
@@ -312,8 +314,15 @@ async fn deltas_and_streams_lead_to_what_the_lists_cover() {
         }
         let before = polled.serial;
         hold(&greenlane, &mut polled).await;
-        follower.follow(&mut watched, polled.serial).await;
-        assert!(agrees(&greenlane, &watched).await || watched.serial > polled.serial, "the stream after step {step}");
+        // An end may pass between the two, and makes one more serial.
+        for round in 0.. {
+            follower.follow(&mut watched, polled.serial).await;
+            if agrees(&greenlane, &watched).await {
+                break;
+            }
+            assert!(round < 10, "the stream after step {step}");
+            hold(&greenlane, &mut polled).await;
+        }
         let moves = !matches!(step, 5 | 9 | 12);
         assert!(!moves || polled.serial > before, "step {step} made a serial");
     }
