@@ -40,6 +40,8 @@ mod range;
 mod removal;
 mod sets;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod transaction;
 mod trouble;
@@ -138,7 +140,7 @@ impl Options {
 /// If a thread cannot be started.
 pub fn start(options: Options, surplus: Surplus, intake: Intake, clock: Clock, metrics: Metrics) -> io::Result<()> {
     let health = intake.health();
-    start_engine(Engine::new(options, surplus, health, clock, metrics), intake)
+    start_engine(Engine::new(options, surplus, health, clock, &metrics), intake)
 }
 
 fn start_engine(engine: Engine, intake: Intake) -> io::Result<()> {
@@ -181,7 +183,7 @@ fn watch(engine: &Mutex<Engine>, has_ended: &AtomicBool) {
     let mut monitor: Option<Monitor> = None;
     while !has_ended.load(Ordering::Acquire) {
         if monitor.is_none() {
-            monitor = Monitor::open().ok();
+            monitor = engine.lock().open_monitor().ok();
             if monitor.is_some() {
                 // From here on nothing is missed; what was before is looked at now.
                 engine.lock().hear(News::Lost);
@@ -203,7 +205,10 @@ fn watch(engine: &Mutex<Engine>, has_ended: &AtomicBool) {
         });
         match heard {
             Ok(Heard::All) => {}
-            Ok(Heard::Lost) => news = News::Lost,
+            Ok(Heard::Lost) => {
+                engine.note_lost();
+                news = News::Lost;
+            }
             Err(_) => {
                 news = News::Lost;
                 drop(mem::take(&mut monitor));

@@ -38,7 +38,9 @@ fn agent_fills_the_kernel_and_empties_it_in_time() {
         // Others' flushes pass our table by.
         nft("flush ruleset");
         assert!(has("learned4", "203.0.113.1") && has("static4", "198.51.100.0/24"));
-        assert!(agent.metrics.metric("greenlane_nftables_elements{set=\"learned4\"}").await >= 1.0);
+        assert!(
+            agent.metrics.metric("greenlane_nftables_elements{set=\"learned4\",table=\"inet greenlane\"}").await >= 1.0
+        );
     });
 }
 
