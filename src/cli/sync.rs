@@ -283,6 +283,8 @@ impl SyncArgs {
             widest6: self.widest_ipv6,
             max_total: self.max_total(config),
             lease: self.lease,
+            // What is only printed is held nowhere.
+            acknowledges: !self.dry_run,
         }
     }
 

@@ -286,6 +286,9 @@ fn learn(entries: &Entries<'_>, own: Vec<Prefix>, faults: &mut Faults) -> learn:
     let default = learn::Options::default();
     learn::Options {
         hold: entries.read(&table::LEARN_HOLD, faults).unwrap_or(default.hold),
+        hold_for_followers: entries
+            .read(&table::LEARN_HOLD_FOR_FOLLOWERS, faults)
+            .unwrap_or(default.hold_for_followers),
         min_hold: entries.read(&table::LEARN_MIN_HOLD, faults).unwrap_or(default.min_hold),
         grace: entries.read(&table::LEARN_GRACE, faults).unwrap_or(default.grace),
         never: entries.read(&table::LEARN_NEVER, faults).unwrap_or(default.never),

@@ -138,6 +138,7 @@ fn every_built_key_reaches_its_option() {
         extended-error = false
         [learn]
         hold = "0s"
+        hold-for-followers = true
         min-hold = "1m"
         grace = "30s"
         never = ["203.0.113.0/24"]
@@ -193,6 +194,7 @@ fn every_built_key_reaches_its_option() {
         config.learn,
         learn::Options {
             hold: Duration::ZERO,
+            hold_for_followers: true,
             min_hold: Duration::from_secs(60),
             grace: Duration::from_secs(30),
             never: vec![host("203.0.113.0/24")],

@@ -14,7 +14,7 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-const METRICS: [(&str, &str); 37] = [
+const METRICS: [(&str, &str); 41] = [
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
@@ -26,8 +26,11 @@ const METRICS: [(&str, &str); 37] = [
     ("greenlane_export_prefixes", "gauge"),
     ("greenlane_forward_upstream_failures_total", "counter"),
     ("greenlane_forward_upstream_seconds", "histogram"),
+    ("greenlane_learn_ack_seconds", "histogram"),
     ("greenlane_learn_admitted_total", "counter"),
     ("greenlane_learn_evicted_total", "counter"),
+    ("greenlane_learn_followers", "gauge"),
+    ("greenlane_learn_followers_waited", "gauge"),
     ("greenlane_learn_hold_seconds", "histogram"),
     ("greenlane_learn_offers_total", "counter"),
     ("greenlane_learn_refused_total", "counter"),
@@ -51,6 +54,7 @@ const METRICS: [(&str, &str); 37] = [
     ("greenlane_store_file_bytes", "gauge"),
     ("greenlane_store_sightings", "gauge"),
     ("greenlane_tag_answers_total", "counter"),
+    ("greenlane_web_followers_refused_total", "counter"),
     ("greenlane_web_requests_total", "counter"),
 ];
 
