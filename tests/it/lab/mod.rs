@@ -15,10 +15,12 @@
 
 mod across;
 mod client;
+mod faults;
 mod first;
 mod flows;
 mod internet;
 mod proxy;
+mod pulled;
 mod rules;
 mod shapes;
 mod strangers;
@@ -111,7 +113,7 @@ struct Ground {
     net: Net,
     client: Client,
     upstream: Upstream,
-    _proxy: Proxy,
+    proxy: Proxy,
     _internet: Internet,
 }
 
@@ -123,7 +125,7 @@ impl Ground {
         let proxy = Proxy::start(&internet.authority, bump).await;
         let upstream = internet::upstream(&net.internet, script);
         let client = Client::new(&net.client, &internet, &proxy);
-        Self { net, client, upstream, _proxy: proxy, _internet: internet }
+        Self { net, client, upstream, proxy, _internet: internet }
     }
 
     /// A greenlane of the gateway that waits for the firewall as long as it may be told to, so that a busy machine

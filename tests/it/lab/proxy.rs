@@ -21,6 +21,8 @@ pub(super) struct Proxy {
     child: Child,
     folder: TempDir,
     name: String,
+    /// How often it opened its ports.
+    starts: usize,
     /// Who signs its certificates.
     pub(super) authority: Authority,
 }
@@ -70,13 +72,21 @@ impl Proxy {
         let mut command = Command::new("squid");
         command.args(["-N", "-n", &name, "-f"]).arg(path("squid.conf")).stdin(Stdio::null());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let mut proxy = Self { child, folder, name, authority };
+        let mut proxy = Self { child, folder, name, starts: 1, authority };
         proxy.until_it_says("Accepting TPROXY intercepted", 1).await;
         proxy
     }
 
+    /// Lets it read its configuration and lists anew, and waits until it has.
+    pub(super) async fn reconfigure(&mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+        self.starts += 1;
+        self.until_it_says("Accepting TPROXY intercepted", self.starts).await;
+    }
+
     /// Waits until its log has these words so many times.
-    pub(super) async fn until_it_says(&mut self, words: &str, times: usize) {
+    async fn until_it_says(&mut self, words: &str, times: usize) {
         let mut log = String::new();
         for _ in 0..PATIENCE.as_millis() / 10 {
             log = fs::read_to_string(self.folder.path().join("cache.log")).unwrap_or_default();
