@@ -10,7 +10,7 @@ use hickory_proto::rr::RecordType;
 use tokio::time::sleep;
 
 use super::rules::Way;
-use super::{Ground, Seen, in_gateway, listed4, numbering, proxy, until, up};
+use super::{Ground, Seen, in_gateway, listed4, numbering, until, up};
 use crate::netns::{Place, has, ip};
 use crate::sync::agent::Agent;
 
@@ -41,7 +41,7 @@ fn connect(ground: &Ground) -> Place {
 #[test]
 fn firewall_elsewhere_follows_catches_up_and_loses_nothing() {
     in_gateway(async || {
-        let ground = Ground::lay(proxy::BUMP, numbering).await;
+        let ground = Ground::lay(None, numbering).await;
         let office = connect(&ground);
         Way::Redirect.take();
         let folder = tempfile::TempDir::new().unwrap();

@@ -65,10 +65,7 @@ impl Client {
 
     /// Asks over UDP with EDNS.
     pub(super) async fn ask(&self, name: &str, rtype: RecordType) -> Message {
-        let socket = self.place.enter(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
-        socket.set_nonblocking(true).unwrap();
-        let socket = UdpSocket::from_std(socket).unwrap();
-        socket.connect(self.dns).await.unwrap();
+        let socket = self.udp(self.dns).await;
         socket.send(&question(name, rtype).to_vec().unwrap()).await.unwrap();
         let mut reply = vec![0; 65_535];
         let len = timeout(PATIENCE, socket.recv(&mut reply)).await.expect("an answer").unwrap();
@@ -103,6 +100,15 @@ impl Client {
         let told = addresses(&self.ask(name, rtype).await);
         let addr: IpAddr = told.first().unwrap_or_else(|| panic!("{name} has an address")).parse().unwrap();
         self.sees(addr, name).await
+    }
+
+    /// A socket that talks to an address.
+    pub(super) async fn udp(&self, addr: SocketAddr) -> UdpSocket {
+        let socket = self.place.enter(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket.set_nonblocking(true).unwrap();
+        let socket = UdpSocket::from_std(socket).unwrap();
+        socket.connect(addr).await.unwrap();
+        socket
     }
 
     async fn connect(&self, addr: SocketAddr) -> TcpStream {

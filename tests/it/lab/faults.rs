@@ -4,7 +4,7 @@ use greenlane::clock::Stopwatch;
 use hickory_proto::rr::RecordType;
 
 use super::rules::{Way, block};
-use super::{Ground, Lab, Seen, in_gateway, listed4, listed6, numbering, proxy, until};
+use super::{Ground, Lab, Seen, in_gateway, listed4, listed6, numbering, until};
 use crate::netns::{has, lists, load, nft};
 
 const GUEST: &str = "mode = \"guest\"\ntable = \"filter\"\nlearned4 = \"bypass4\"\nlearned6 = \"bypass6\"\n\
@@ -27,7 +27,7 @@ async fn all_pass(ground: &Ground, known: u32, when: &str) {
 #[test]
 fn sets_of_the_operator_are_whole_again_after_whatever_others_do() {
     in_gateway(async || {
-        let ground = Ground::lay(proxy::BUMP, numbering).await;
+        let ground = Ground::lay(None, numbering).await;
         let way = if Way::Tproxy.is_there() { Way::Tproxy } else { Way::Redirect };
         way.take();
         let setup = ground.setup().list("demo.list", "# Demo\nlisted.example\n198.18.200.0/24\n");

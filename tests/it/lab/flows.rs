@@ -1,10 +1,13 @@
 //! Connections that are open while addresses come and go.
 
 use hickory_proto::rr::RecordType;
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
 
-use super::{Lab, Seen, either_way, listed4, listed6, told, until};
-use crate::harness::Setup;
-use crate::netns::has;
+use super::rules::{Way, block};
+use super::{Lab, Seen, either_way, in_gateway, listed4, listed6, numbering, told, until};
+use crate::harness::{PATIENCE, Setup};
+use crate::netns::{has, load};
 
 #[test]
 fn open_connections_keep_their_side_while_addresses_come_and_go() {
@@ -48,5 +51,30 @@ fn open_connections_keep_their_side_while_addresses_come_and_go() {
         assert_eq!(early.get().await, (before.0, 3), "{way:?}");
         assert_eq!(lab.client.sees(listed4(1), name).await, Seen::Inspected, "a new one is another matter");
         assert_eq!(lab.client.sees(listed6(1), name).await, Seen::Inspected);
+    });
+}
+
+#[test]
+fn quic_is_refused_unless_bypassed_and_questions_to_others_are_answered_here() {
+    in_gateway(async || {
+        let lab = Lab::start(Way::Redirect, |setup| setup, numbering).await;
+        load(&block("udp dport 443"));
+        load(&block("redirect to :53"));
+        // The client asks the name server of the internet, as it thinks.
+        let stubborn = lab.client.clone().with_resolver(lab.upstream.addr);
+        assert_eq!(stubborn.visit("n1.listed.example", RecordType::A).await, Seen::Bypassed);
+        let echo = lab.net.internet.enter(|| std::net::UdpSocket::bind("0.0.0.0:443").unwrap());
+        echo.set_nonblocking(true).unwrap();
+        let echo = UdpSocket::from_std(echo).unwrap();
+        let quic = lab.client.udp((listed4(1), 443).into()).await;
+        quic.send(b"initial").await.unwrap();
+        let mut room = [0; 100];
+        let (len, from) = timeout(PATIENCE, echo.recv_from(&mut room)).await.expect("it comes there").unwrap();
+        assert_eq!(&room[..len], b"initial");
+        assert_eq!(from.ip().to_string(), "10.99.0.2");
+        let quic = lab.client.udp((listed4(2), 443).into()).await;
+        quic.send(b"initial").await.unwrap();
+        let refused = timeout(PATIENCE, quic.recv(&mut room)).await.expect("word comes at once");
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     });
 }

@@ -118,8 +118,8 @@ struct Ground {
 }
 
 impl Ground {
-    /// Builds it around the thread's namespace; `bump` says what the proxy inspects.
-    async fn lay(bump: &str, script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+    /// Builds it around the thread's namespace; `bump` may say otherwise what the proxy inspects.
+    async fn lay(bump: Option<&str>, script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
         let net = Net::build();
         let internet = Internet::start(&net.internet);
         let proxy = Proxy::start(&internet.authority, bump).await;
@@ -158,7 +158,7 @@ impl Lab {
         setup: impl FnOnce(Setup) -> Setup,
         script: impl Fn(&Asked) -> Act + Send + Sync + 'static,
     ) -> Self {
-        let ground = Ground::lay(proxy::BUMP, script).await;
+        let ground = Ground::lay(None, script).await;
         way.take();
         let greenlane = setup(ground.setup().with("[export.nftables]", "mode = \"own\"")).start().await;
         Self { greenlane, ground }

@@ -1,7 +1,6 @@
 //! Squid as a transparent proxy that makes its own certificates.
 
 use std::fs;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +10,8 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::internet::Authority;
+use super::rules::block;
 use crate::harness::PATIENCE;
-
-/// Look at the client's first words, then inspect.
-pub(super) const BUMP: &str = "acl step1 at_step SslBump1\nssl_bump peek step1\nssl_bump bump all\n";
 
 /// A running squid; it is killed with the test.
 pub(super) struct Proxy {
@@ -28,45 +25,50 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it here; it trusts the internet's authority. `bump` are the lines that say what it inspects.
-    pub(super) async fn start(internet: &Authority, bump: &str) -> Self {
+    /// Starts it here as `docs/firewalls.md` says, with `bump` in the place of its `ssl_bump` lines, if given; it trusts
+    /// the internet's authority.
+    pub(super) async fn start(internet: &Authority, bump: Option<&str>) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("lab{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let authority = Authority::new("Proxy");
         let folder = TempDir::new().unwrap();
         let path = |file: &str| folder.path().join(file);
+        let at = folder.path().display();
+        let here =
+            |text: &str| text.replace("/etc/squid/", &format!("{at}/")).replace("/var/spool/squid/", &format!("{at}/"));
         // Squid gives root up for the user `proxy`.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        fs::write(path("proxy.pem"), format!("{}{}", authority.pem, authority.key_pem())).unwrap();
+        fs::write(path("inspection.pem"), format!("{}{}", authority.pem, authority.key_pem())).unwrap();
         fs::write(path("internet.pem"), &internet.pem).unwrap();
-        let helper = "/usr/lib/squid/security_file_certgen";
-        let made = Command::new(helper).arg("-c").arg("-s").arg(path("made")).args(["-M", "4MB"]).output().unwrap();
-        assert!(made.status.success(), "{made:?}");
-        assert!(Command::new("chown").args(["-R", "proxy"]).arg(path("made")).status().unwrap().success());
-        let at = folder.path().display();
-        let port = format!("ssl-bump tls-cert={at}/proxy.pem generate-host-certificates=on");
+        let commands = block("security_file_certgen -c");
+        let make = here(commands.lines().last().unwrap().trim_start_matches("# "));
+        let made = Command::new("sh").args(["-ec", &make]).output().unwrap();
+        assert!(made.status.success(), "{make}: {made:?}");
+        let mut page = here(&block("https_port 3129"));
+        if let Some(bump) = bump {
+            page = page
+                .lines()
+                .filter(|line| !line.contains("step1") && !line.contains("ssl_bump"))
+                .fold(bump.to_owned(), |text, line| format!("{text}{line}\n"));
+        }
+        // What Debian's own file has, or what a test needs.
         let config = format!(
             "http_port 127.0.0.1:3128\n\
-             https_port 3129 intercept {port}\n\
-             https_port 3130 tproxy {port}\n\
-             sslcrtd_program {helper} -s {at}/made -M 4MB\n\
-             sslcrtd_children 4 startup=1 idle=1\n\
-             sslproxy_session_cache_size 0\n\
+             acl localnet src 10.0.0.0/8 fc00::/7\n\
+             {page}\
              tls_outgoing_options cafile={at}/internet.pem\n\
-             {bump}\
-             http_access allow all\n\
+             sslproxy_session_cache_size 0\n\
              cache deny all\n\
              cache_mem 0 MB\n\
              memory_cache_shared off\n\
              pinger_enable off\n\
-             dns_nameservers {}\n\
+             dns_nameservers 192.0.2.53\n\
              pid_filename none\n\
              access_log none\n\
              cache_log {at}/cache.log\n\
              coredump_dir {at}\n\
              shutdown_lifetime 0 seconds\n\
              visible_hostname gateway\n",
-            Ipv4Addr::new(192, 0, 2, 53)
         );
         fs::write(path("squid.conf"), config).unwrap();
         let mut command = Command::new("squid");

@@ -9,7 +9,7 @@ use hickory_proto::rr::RecordType;
 use tempfile::TempDir;
 
 use super::rules::{Way, block};
-use super::{Ground, Seen, in_gateway, listed4, listed6, numbering, proxy, until};
+use super::{Ground, Seen, in_gateway, listed4, listed6, numbering, until};
 use crate::formats::has_tools;
 use crate::netns::load;
 
@@ -19,7 +19,7 @@ fn nftables_that_pull_a_script_let_through_what_it_has() {
         if !has_tools(&["curl"]) {
             return;
         }
-        let ground = Ground::lay(proxy::BUMP, numbering).await;
+        let ground = Ground::lay(None, numbering).await;
         load(&format!("{}{}", block("table inet greenlane_feed {"), Way::Redirect.rules()));
         let greenlane = ground.setup().list("demo.list", "# Demo\nlisted.example\n198.18.200.0/24\n").start().await;
         let folder = TempDir::new().unwrap();
@@ -64,7 +64,7 @@ fn squid_splices_what_the_written_lists_have() {
             fs::write(path(file), "").unwrap();
         }
         let at = |text: String| text.replace("/var/lib/greenlane/", &path(""));
-        let mut ground = Ground::lay(&at(block("ssl_bump splice greenlane_ip")), numbering).await;
+        let mut ground = Ground::lay(Some(&at(block("ssl_bump splice greenlane_ip"))), numbering).await;
         Way::Redirect.take();
         let files = at(block("format = \"squid-ip\""));
         let files = files.strip_prefix("[[export.file]]\n").unwrap();

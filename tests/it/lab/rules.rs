@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::netns::{ip, load};
+use crate::netns::{in_namespace, ip, load, nft};
 
 const PAGE: &str = include_str!("../../../docs/firewalls.md");
 
@@ -18,7 +18,7 @@ impl Way {
     /// The operator's rules.
     pub(super) fn rules(self) -> String {
         block(match self {
-            Self::Redirect => "redirect to",
+            Self::Redirect => "redirect to :3129",
             Self::Tproxy => "tproxy to",
         })
     }
@@ -31,9 +31,14 @@ impl Way {
         child.wait().unwrap().success()
     }
 
-    /// Loads the rules, and makes the routes that TPROXY needs.
+    /// Loads the rules behind an input chain that drops, and makes the routes that TPROXY needs.
     pub(super) fn take(self) {
         load(&self.rules());
+        load(&format!(
+            "table inet guard {{\nchain input {{\ntype filter hook input priority filter; policy drop;\n\
+             ct state established,related accept\niifname lo accept\nmeta l4proto ipv6-icmp accept\n{}}}\n}}\n",
+            block("ct status dnat accept")
+        ));
         if self == Self::Tproxy {
             routes().iter().for_each(|line| drop(ip(line)));
         }
@@ -53,4 +58,19 @@ fn routes() -> Vec<String> {
     let lines = block("ip rule add");
     let commands = lines.lines().flat_map(|line| line.trim_start_matches("# ").split(" && "));
     commands.map(|command| command.strip_prefix("ip ").unwrap().to_owned()).collect()
+}
+
+#[test]
+fn page_shows_the_table_that_greenlane_makes() {
+    in_namespace(async || {
+        load(&block("table inet greenlane {"));
+        let golden = include_str!("../../golden/nftables-own.txt");
+        assert_eq!(bare(&nft("list table inet greenlane")), bare(golden));
+    });
+}
+
+/// A listing without comments, elements and indentation.
+fn bare(listing: &str) -> Vec<&str> {
+    let lines = listing.lines().map(|line| line.split("comment \"").next().unwrap().trim());
+    lines.filter(|line| !line.is_empty() && !line.starts_with("elements = ")).collect()
 }
