@@ -9,9 +9,10 @@ use tokio::time::sleep;
 use super::agent::{Agent, command, run};
 use super::resolver::{Page, Resolver};
 use super::{url, whole};
-use crate::firewall::{has, in_namespace, nft, numbering};
+use crate::firewall::numbering;
 use crate::harness::Setup;
 use crate::metrics::assert_asked_for_what_a_firewall_has;
+use crate::netns::{has, in_namespace, nft};
 
 async fn until_has(set: &str, address: &str, agent: &Agent) {
     // Before, there may be no table to look at.
