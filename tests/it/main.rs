@@ -12,6 +12,7 @@ mod layers;
 mod learning;
 mod metrics;
 mod ordinary;
+mod processes;
 mod promises;
 mod reload;
 mod restart;
