@@ -164,6 +164,11 @@ impl Engine {
         }
     }
 
+    /// Says what becomes of elements that the next look finds and nobody knows of.
+    pub(super) fn set_surplus(&mut self, surplus: Surplus) {
+        self.surplus = surplus;
+    }
+
     /// Takes changes in order and says of each whether the kernel holds it now.
     pub(super) fn take(&mut self, changes: &[Arc<Change>]) -> Vec<Applied> {
         let now = self.clock.now();

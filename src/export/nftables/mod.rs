@@ -30,6 +30,7 @@ use crate::prefix::Family;
 use crate::set::Origin;
 use crate::set::outlet::{Applied, Intake, Next, Order};
 
+pub mod agent;
 mod attr;
 mod engine;
 mod layout;
@@ -52,7 +53,7 @@ use link::{Heard, Monitor};
 pub use message::TableFamily;
 pub use meter::Metrics;
 pub use plan::Surplus;
-pub use removal::{RemoveError, Removed, remove};
+pub use removal::{RemoveError, Removed, is_owned_by_another, remove};
 use sets::Target;
 pub use trouble::Trouble;
 
@@ -191,11 +192,17 @@ pub fn start(options: Options, surplus: Surplus, intake: Intake, clock: Clock, m
 
 fn start_engine(engine: Engine, intake: Intake) -> io::Result<()> {
     let engine = Arc::new(Mutex::new(engine));
+    let ordered = Arc::clone(&engine);
+    run_engine(engine, move || take_orders(&ordered, intake))
+}
+
+/// Runs an engine on two threads until `take_orders`, which one of them calls, returns.
+fn run_engine(engine: Arc<Mutex<Engine>>, take_orders: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let has_ended = Arc::new(AtomicBool::new(false));
-    let watching = (Arc::clone(&engine), Arc::clone(&has_ended));
+    let watching = (engine, Arc::clone(&has_ended));
     thread::Builder::new().name("nft-watch".to_owned()).spawn(move || watch(&watching.0, &watching.1))?;
     let ordered = thread::Builder::new().name("nft-orders".to_owned()).spawn(move || {
-        take_orders(&engine, intake);
+        take_orders();
         has_ended.store(true, Ordering::Release);
     });
     ordered.map(|_| ())

@@ -44,6 +44,14 @@ pub fn remove(options: &Options) -> Result<Removed, RemoveError> {
     }
 }
 
+/// Returns whether another running process owns the table that we would keep; false where that cannot be seen.
+pub fn is_owned_by_another(options: &Options) -> bool {
+    let Mode::Own { mark, size } = options.mode else { return false };
+    let Ok(mut link) = Link::open() else { return false };
+    let layout = Layout::new(options.family, &options.table, mark, size, &options.targets());
+    layout.look(&mut link, Ownership::Owned) == Ok(Standing::Owned)
+}
+
 fn remove_table(link: &mut Link, options: &Options, layout: &Layout) -> Result<Removed, RemoveError> {
     match layout.look(link, Ownership::Owned).map_err(Trouble::of_first)? {
         Standing::Absent => return Ok(Removed::Nothing),
