@@ -114,7 +114,7 @@ impl Current {
             let text = TagText { app: first.app.as_str(), trigger: &first.trigger, also: &also };
             Arc::new(Tagged {
                 option: TagOption::new(self.tag.edns_option, self.tag.extended_error, &text),
-                answers: tag.apps().iter().map(|hit| meter.tagged(hit.app.as_str())).collect(),
+                answers: tag.apps().iter().map(|hit| meter.of_app(hit.app.as_str())).collect(),
             })
         };
         Arc::clone(self.tags.lock().entry(id).or_insert_with(build))
@@ -167,7 +167,7 @@ impl Pipeline {
         if !entry.is_fresh(now) || !entry.is_programmed() || !entry.is_of(current.load().generation) {
             return Tried::Miss;
         }
-        meter.hits.inc();
+        meter.hit();
         self.finish(&entry, view, transport, now, out);
         Tried::Answered
     }
@@ -219,8 +219,7 @@ impl Pipeline {
         wire::finish(entry.answer(), view, &given, wire::limit(view, transport), out);
         self.0.meter.response(entry.answer().rcode());
         if let Some(tagged) = entry.tagged() {
-            self.0.meter.tagged_answers.inc();
-            tagged.answers.iter().for_each(prometheus::IntCounter::inc);
+            self.0.meter.tagged(tagged);
         }
     }
 
@@ -246,12 +245,12 @@ impl Pipeline {
         let entry = match cached {
             // Came in between, by the flight before this one.
             Some(entry) if entry.is_programmed() && entry.is_of(self.0.current.load().generation) => {
-                self.0.meter.hits.inc();
+                self.0.meter.hit();
                 return leader.land(Landed { entry });
             }
             Some(entry) => self.learn_again(&question, &entry, client).await,
             None => {
-                self.0.meter.misses.inc();
+                self.0.meter.miss();
                 self.ask(&question, client).await
             }
         };

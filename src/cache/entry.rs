@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::IntCounter;
 use triomphe::ThinArc;
 
 use crate::clock::Timestamp;
+use crate::metrics::Tally;
 use crate::wire::{Kept, Question, Shape, TagOption};
 
 /// Longest key: type, flags and a name of 255 octets.
@@ -19,7 +19,7 @@ pub struct Tagged {
     /// The option and the extended error for the client.
     pub option: TagOption,
     /// One counter for each app of the tag, raised with every answer given.
-    pub answers: Box<[IntCounter]>,
+    pub answers: Box<[Tally]>,
 }
 
 /// What matching and learning made of an answer.

@@ -56,7 +56,7 @@ impl Sockets {
     /// # Errors
     /// [`StartError::Listen`], [`StartError::NoAddress`] or [`StartError::Web`].
     pub fn bind(config: &Config) -> Result<Self, StartError> {
-        let dns = listen::bind_unread(&config.listen.dns)?;
+        let dns = listen::bind_unread(&config.listen)?;
         if dns.is_empty() {
             return Err(StartError::NoAddress);
         }
@@ -96,7 +96,7 @@ impl Sockets {
 
     /// Gives up the sockets, for another process to read.
     pub fn into_fds(self) -> Vec<OwnedFd> {
-        let dns = self.dns.into_iter().flat_map(|one| [OwnedFd::from(one.udp), OwnedFd::from(one.tcp)]);
+        let dns = self.dns.into_iter().flat_map(|one| one.udp.into_iter().map(OwnedFd::from).chain([one.tcp.into()]));
         dns.chain(self.web.map(OwnedFd::from)).collect()
     }
 }

@@ -1,11 +1,12 @@
 //! Questions come in: sockets, frames, who may ask.
 //!
 //! [`plain`] reads datagrams, [`streams`] reads frames from connections. Both hand what they read to a [`Front`], which
-//! sees the question in place, asks [`Access`] whether its sender may, and makes the pipeline's two calls. All sockets are bound by [`bind`]
-//! before anything is answered, so that an address in use stops the start and not half of it.
+//! sees the question in place, asks [`Access`] whether its sender may, and makes the pipeline's two calls. All sockets
+//! are bound by [`bind`] before anything is answered, so that an address in use stops the start and not half of it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -39,6 +40,12 @@ pub struct Address {
 pub struct Options {
     /// UDP and TCP addresses.
     pub dns: Vec<Address>,
+    /// UDP sockets for each address, each with a reader of its own; 0 for as many as this host has cores.
+    pub threads: u16,
+    /// How datagrams are read; the default is the best that this system has.
+    pub backend: plain::Backend,
+    /// The most questions over UDP that wait for an upstream or for the set.
+    pub waiting_max: usize,
     /// Client prefixes that are answered; others get REFUSED.
     pub allow: Vec<Prefix>,
     /// Most TCP connections at once.
@@ -53,6 +60,9 @@ impl Default for Options {
         let address = |ip| Address { addr: SocketAddr::new(ip, 5300), is_default: true };
         Self {
             dns: vec![address(IpAddr::V4(Ipv4Addr::LOCALHOST)), address(IpAddr::V6(Ipv6Addr::LOCALHOST))],
+            threads: 0,
+            backend: plain::Backend::default(),
+            waiting_max: plain::WAITING_MAX,
             // Each text is a prefix, as a test of the configuration holds.
             allow: access::ALLOWED_BY_DEFAULT.iter().filter_map(|text| text.parse().ok()).collect(),
             max_connections: 1000,
@@ -66,10 +76,22 @@ impl Default for Options {
 pub struct Bound {
     /// Where, with the port that the system chose if it was to.
     pub addr: SocketAddr,
-    /// For datagrams.
-    pub udp: UdpSocket,
+    /// For datagrams, at least one; the system spreads clients over them.
+    pub udp: Vec<Socket>,
     /// For connections.
     pub tcp: TcpListener,
+}
+
+impl Bound {
+    /// Takes one socket of each kind, for a server that reads datagrams in a task.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn into_pair(mut self) -> io::Result<(UdpSocket, TcpListener)> {
+        let udp = self.udp.remove(0);
+        udp.set_nonblocking(true)?;
+        Ok((UdpSocket::from_std(udp.into())?, self.tcp))
+    }
 }
 
 /// The same before anybody reads from them, so that one process may bind them and another read.
@@ -77,8 +99,8 @@ pub struct Bound {
 pub struct Unread {
     /// Where, with the port that the system chose if it was to.
     pub addr: SocketAddr,
-    /// For datagrams.
-    pub udp: std::net::UdpSocket,
+    /// For datagrams, at least one.
+    pub udp: Vec<Socket>,
     /// For connections.
     pub tcp: std::net::TcpListener,
 }
@@ -88,25 +110,31 @@ impl TryFrom<Unread> for Bound {
     type Error = io::Error;
 
     fn try_from(Unread { addr, udp, tcp }: Unread) -> io::Result<Self> {
-        Ok(Self { addr, udp: UdpSocket::from_std(udp)?, tcp: TcpListener::from_std(tcp)? })
+        Ok(Self { addr, udp, tcp: TcpListener::from_std(tcp)? })
     }
 }
 
-/// Sorts sockets that another process has bound: pairs of one address for DNS, and a listener that has no other half.
+/// Sorts sockets that another process has bound: those of one address for DNS, and a listener that has no other half.
 ///
 /// # Errors
 /// What the system says of them; [`io::ErrorKind::InvalidInput`] if a socket is left over.
 pub fn adopt(sockets: Vec<OwnedFd>) -> io::Result<(Vec<Unread>, Option<std::net::TcpListener>)> {
-    let (mut udp, mut tcp) = (Vec::new(), Vec::new());
+    let (mut udp, mut tcp): (Vec<(SocketAddr, Vec<Socket>)>, Vec<_>) = (Vec::new(), Vec::new());
     for socket in sockets.into_iter().map(Socket::from) {
         let addr = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
-        if socket.r#type()? == Type::DGRAM { &mut udp } else { &mut tcp }.push((addr, socket));
+        if socket.r#type()? != Type::DGRAM {
+            tcp.push((addr, socket));
+        } else if let Some((_, same)) = udp.iter_mut().find(|(other, _)| *other == addr) {
+            same.push(socket);
+        } else {
+            udp.push((addr, vec![socket]));
+        }
     }
     let mut bound = Vec::new();
     for (addr, datagrams) in udp {
         let at = tcp.iter().position(|(other, _)| *other == addr).ok_or(io::ErrorKind::InvalidInput)?;
         let (_, connections) = tcp.remove(at);
-        bound.push(Unread { addr, udp: datagrams.into(), tcp: connections.into() });
+        bound.push(Unread { addr, udp: datagrams, tcp: connections.into() });
     }
     if tcp.len() > 1 {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -157,7 +185,7 @@ pub enum BindError {
 const FREE_PORT_TRIES: usize = 16;
 
 /// Room for datagrams that come while all hands are busy; the system may grant less.
-const UDP_BUFFER_BYTES: usize = 1 << 20;
+const UDP_BUFFER_BYTES: usize = 4 << 20;
 
 /// Connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 256;
@@ -166,8 +194,8 @@ const TCP_BACKLOG: i32 = 256;
 ///
 /// # Errors
 /// The first address that cannot be bound; the sockets bound before it are closed again.
-pub fn bind(addresses: &[Address]) -> Result<Vec<Bound>, BindError> {
-    bind_unread(addresses)?.into_iter().map(read).collect()
+pub fn bind(options: &Options) -> Result<Vec<Bound>, BindError> {
+    bind_unread(options)?.into_iter().map(read).collect()
 }
 
 /// Has the runtime of this task read from sockets.
@@ -183,10 +211,11 @@ pub fn read(sockets: Unread) -> Result<Bound, BindError> {
 ///
 /// # Errors
 /// As [`bind`].
-pub fn bind_unread(addresses: &[Address]) -> Result<Vec<Unread>, BindError> {
+pub fn bind_unread(options: &Options) -> Result<Vec<Unread>, BindError> {
+    let readers = readers(options);
     let mut bound = Vec::new();
-    for address in addresses {
-        match bind_one(address.addr) {
+    for address in &options.dns {
+        match bind_one(address.addr, readers) {
             Ok(sockets) => bound.push(sockets),
             Err(BindError::NoSuchAddress { addr }) if address.is_default => {
                 tracing::info!("this host has no {}: not listening on {addr}", addr.ip());
@@ -197,30 +226,69 @@ pub fn bind_unread(addresses: &[Address]) -> Result<Vec<Unread>, BindError> {
     Ok(bound)
 }
 
-fn bind_one(addr: SocketAddr) -> Result<Unread, BindError> {
+/// Returns how many sockets an address gets. Only Linux spreads clients over sockets of the same port.
+fn readers(options: &Options) -> usize {
+    match options.threads {
+        _ if !cfg!(target_os = "linux") => 1,
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        threads => usize::from(threads),
+    }
+}
+
+fn bind_one(addr: SocketAddr, readers: usize) -> Result<Unread, BindError> {
     let mut tries = if addr.port() == 0 { FREE_PORT_TRIES } else { 1 };
     loop {
-        let udp = bind_udp(addr).map_err(|error| classify(addr, "UDP", error))?;
-        let chosen = udp.local_addr().map_err(|error| classify(addr, "UDP", error))?;
+        let first = bind_udp(addr, false).map_err(|error| classify(addr, "UDP", error))?;
+        let local = first.local_addr().map_err(|error| classify(addr, "UDP", error))?;
+        let chosen = local.as_socket().unwrap_or(addr);
         tries -= 1;
         match bind_tcp(chosen) {
-            Ok(tcp) => return Ok(Unread { addr: chosen, udp, tcp }),
+            Ok(tcp) => {
+                let udp = join_udp(first, chosen, readers).map_err(|error| classify(chosen, "UDP", error))?;
+                return Ok(Unread { addr: chosen, udp, tcp });
+            }
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
             Err(error) => return Err(classify(chosen, "TCP", error)),
         }
     }
 }
 
-fn bind_udp(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
+/// Binds further sockets beside the first one. That one was bound alone, so that another server's port is not shared
+/// unawares; only then it lets its like in.
+fn join_udp(first: Socket, addr: SocketAddr, readers: usize) -> io::Result<Vec<Socket>> {
+    let mut sockets = vec![first];
+    if readers > 1 {
+        share_port(&sockets[0])?;
+    }
+    for _ in 1..readers {
+        sockets.push(bind_udp(addr, true)?);
+    }
+    Ok(sockets)
+}
+
+fn bind_udp(addr: SocketAddr, is_shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.set_nonblocking(true)?;
-    // A smaller buffer than asked for works, too.
+    if is_shared {
+        share_port(&socket)?;
+    }
+    // Smaller buffers than asked for work, too.
     let _ = socket.set_recv_buffer_size(UDP_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(UDP_BUFFER_BYTES);
     socket.bind(&addr.into())?;
-    Ok(socket.into())
+    Ok(socket)
+}
+
+#[cfg(unix)]
+fn share_port(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_port(true)
+}
+
+#[cfg(not(unix))]
+fn share_port(_: &Socket) -> io::Result<()> {
+    Ok(())
 }
 
 fn bind_tcp(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
