@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
@@ -362,7 +363,11 @@ impl Forged {
     fn hear(&self, from: &OwnedFd) -> Option<Vec<u8>> {
         set_socket_timeout(from, Timeout::Recv, Some(PATIENCE)).unwrap();
         let mut octets = vec![0; 40_000];
-        let (_, len) = recv(from, &mut octets[..], RecvFlags::empty()).expect("an answer");
+        let len = match recv(from, &mut octets[..], RecvFlags::empty()) {
+            // It hung up with words of ours unread.
+            Err(Errno::CONNRESET) => 0,
+            received => received.expect("an answer").1,
+        };
         octets.truncate(len);
         (len > 0).then_some(octets)
     }
