@@ -39,7 +39,7 @@ use crate::metrics::Registry;
 use crate::pipeline::{Current, Pipeline};
 use crate::policy::Special;
 use crate::prefix::Prefix;
-use crate::set::StaticEntry;
+use crate::set::{Joins, StaticEntry};
 use crate::source::Problems;
 use crate::store::StoreError;
 use crate::web;
@@ -219,7 +219,9 @@ impl Daemon {
         let generation = 1;
         let options = learn_options(&config, bound.iter().map(|sockets| sockets.addr));
         let Sinks { outlets, restored, keeper } = Sinks::start(&config, agent, &clock, &registry)?;
-        let start = learn::Start { options, listing: listing(&catalogue), generation, outlets, restored };
+        let joins = Joins::default();
+        let start =
+            learn::Start { options, listing: listing(&catalogue), generation, outlets, joins: joins.clone(), restored };
         let (learner, writer) = learn::start(start, clock.clone(), &registry);
         let current = current(&config, generation, &catalogue, forward);
         let cache = Cache::new(config.cache.size_bytes);
@@ -259,7 +261,7 @@ impl Daemon {
         daemon.start_files(&config.export_files);
         daemon.start_listeners(bound, &config.listen, &registry);
         if let Some(listener) = web {
-            daemon.start_web(listener, &config, registry);
+            daemon.start_web(listener, &config, registry, joins);
         }
         if config.watch {
             *daemon.watch.lock() = watch::start(&daemon, &config.catalogue.path);
@@ -426,7 +428,7 @@ impl Daemon {
         }
     }
 
-    fn start_web(self: &Arc<Self>, listener: TcpListener, config: &Config, registry: Registry) {
+    fn start_web(self: &Arc<Self>, listener: TcpListener, config: &Config, registry: Registry, joins: Joins) {
         let state = web::State {
             reader: self.learner.reader(),
             catalogue: Arc::clone(&self.catalogue),
@@ -434,6 +436,7 @@ impl Daemon {
             clock: self.clock.clone(),
             ready: Arc::clone(&self.ready),
             tokens: Arc::clone(&self.tokens),
+            joins,
             hooks: self.hooks(),
         };
         let server = web::serve(listener, state, config.web.clone(), self.stop_rest.clone());
@@ -443,10 +446,15 @@ impl Daemon {
     /// What the web listener asks of parts that it does not know.
     fn hooks(self: &Arc<Self>) -> web::Hooks {
         let (admitting, following, clock) = (self.learner.clone(), self.learner.clone(), self.clock.clone());
+        let releasing = self.learner.clone();
         web::Hooks {
             stats: stats::of(self),
             why_not: Arc::new(move |addr| admitting.admits(addr).err().map(|reason| reason.to_string())),
             followed: Arc::new(move |name| following.followed(name, clock.now())),
+            accept_shrink: Arc::new(move || {
+                let learner = releasing.clone();
+                Box::pin(async move { learner.accept_shrink().await })
+            }),
         }
     }
 

@@ -266,6 +266,11 @@ impl Outlet {
         self.shared.state()
     }
 
+    /// Returns whether the sink is gone for good.
+    pub fn is_gone(&self) -> bool {
+        self.shared.queue.lock().sink_is_gone
+    }
+
     /// Sends a change; never waits.
     ///
     /// # Errors

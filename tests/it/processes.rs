@@ -21,8 +21,9 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-use crate::firewall::{has, in_namespace, nft, numbering};
+use crate::firewall::numbering;
 use crate::harness::{Greenlane, PATIENCE, Setup, addresses, question, read_frame, send_frame};
+use crate::netns::{has, in_namespace, nft};
 use crate::upstream::Upstream;
 
 fn own(upstream: &Upstream) -> Setup {

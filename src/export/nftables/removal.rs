@@ -53,7 +53,7 @@ pub fn is_owned_by_another(options: &Options) -> bool {
 }
 
 fn remove_table(link: &mut Link, options: &Options, layout: &Layout) -> Result<Removed, RemoveError> {
-    match layout.look(link, Ownership::Owned).map_err(Trouble::of)? {
+    match layout.look(link, Ownership::Owned).map_err(Trouble::of_first)? {
         Standing::Absent => return Ok(Removed::Nothing),
         Standing::Foreign => {
             let (family, table) = (options.family, options.table.clone());
@@ -87,7 +87,7 @@ fn remove_elements(link: &mut Link, options: &Options) -> Result<Removed, Remove
     let targets = options.targets();
     let (mut ops, mut places) = (Vec::new(), Vec::new());
     for (at, target) in targets.iter().enumerate() {
-        let info = sets::look(link, options.family, &options.table, &target.name).map_err(Trouble::of)?;
+        let info = sets::look(link, options.family, &options.table, &target.name).map_err(Trouble::of_first)?;
         let Some(info) = info.filter(|info| info.flaw(target).is_none()) else {
             places.push(None);
             continue;

@@ -1,6 +1,7 @@
 //! `greenlane sync`: a firewall elsewhere follows real resolvers, lying ones, and none.
 
-mod agent;
+mod acks;
+pub(crate) mod agent;
 mod kernel;
 mod resolver;
 

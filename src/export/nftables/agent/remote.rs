@@ -387,7 +387,9 @@ mod tests {
     fn a_way_that_is_lost_is_asked_for_again() {
         let (outlet, intake) = outlet("nftables");
         let (complaint, complaints) = sync_channel(9);
-        let complain: Complain = Arc::new(move |what| drop(complaint.try_send(what)));
+        let complain: Complain = Arc::new(move |what| {
+            let _ = complaint.try_send(what);
+        });
         let (clock, meter) = (Clock::system(), Meter::new(&Registry::new()));
         let remote = connect(intake, Surplus::Withdraw, clock, meter, complain).unwrap();
         let next = || complaints.recv_timeout(Duration::from_secs(60));

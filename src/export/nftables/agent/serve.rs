@@ -103,7 +103,7 @@ pub fn start(start: Start, clock: Clock) -> io::Result<Agent> {
     let mut seats = Vec::new();
     for (at, options) in start.firewalls.into_iter().enumerate() {
         let health = Health::unread();
-        let engine = Engine::new(options, Surplus::Adopt, health.clone(), clock.clone(), metrics.clone());
+        let engine = Engine::new(options, Surplus::Adopt, health.clone(), clock.clone(), &metrics);
         let (sender, ways) = sync_channel(WAYS_MAX);
         let seat = Arc::new(Seat {
             engine: Arc::new(Mutex::new(engine)),
