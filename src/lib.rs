@@ -16,6 +16,9 @@
 //!                                                                            export, web ◀──────┘ ─▶ firewalls
 //! ```
 //!
+//! Where nftables is programmed these are three processes: `keeper` starts and joins them, `learn` and all before it are
+//! in the resolver, which holds no privilege, and the engine of `export::nftables` is in the agent.
+//!
 //! # Who may import whom
 //! Layers, lower ones never import higher ones (`tests/it/layers.rs` holds us to it):
 //!

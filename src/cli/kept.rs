@@ -15,7 +15,7 @@ use super::{ConfigFile, Failure, read_config};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::daemon::{AgentAway, Given, Sockets, firewall_rules};
-use crate::export::nftables::agent::{self, Read, Remotes, Rules, Start};
+use crate::export::nftables::agent::{self, Complain, Complaint, Read, Remotes, Rules, Start};
 use crate::export::nftables::{self, Options};
 use crate::keeper::{self, Line, Plan, Role, Word};
 use crate::privilege::{self, Kept};
@@ -79,14 +79,24 @@ pub(super) fn resolver(file: &ConfigFile) -> Result<(), Failure> {
         }
     });
     listener.map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
-    let complaining = Arc::clone(&line);
-    let complain = Arc::new(move || {
-        let _ = complaining.say(Word::Broken, &[]);
-    });
+    let complain = complain_on(&line);
     let given = Given { sockets: Some(sockets), agent: Some(AgentAway { remotes, complain }) };
     serve(config, file.path(), given, || {
         // The keeper that does not hear it has ended.
         let _ = line.say(Word::Ready, &[]);
+    })
+}
+
+/// Has complaints go to the keeper.
+fn complain_on(line: &Arc<Line>) -> Complain {
+    let line = Arc::clone(line);
+    Arc::new(move |complaint| {
+        let word = match complaint {
+            Complaint::Broken => Word::Broken,
+            Complaint::Apart => Word::Apart,
+        };
+        // A keeper that does not hear it has ended.
+        let _ = line.say(word, &[]);
     })
 }
 
@@ -113,10 +123,7 @@ pub(super) fn agent(file: &ConfigFile) -> Result<(), Failure> {
     end_on_panic();
     let Some((rules, read)) = read_rules(path, &line) else { return Ok(()) };
     wait_for_tables(&config.export_nftables);
-    let complaining = Arc::clone(&line);
-    let complain = Box::new(move || {
-        let _ = complaining.say(Word::Broken, &[]);
-    });
+    let complain = complain_on(&line);
     let start = Start { firewalls: config.export_nftables, rules, read, complain };
     let agent =
         agent::start(start, Clock::system()).map_err(|error| Failure::failed(format!("starting threads: {error}")))?;

@@ -11,7 +11,7 @@ use super::{StartError, learn_options, today};
 use crate::admission::Admission;
 use crate::catalogue;
 use crate::config::{Config, Env};
-use crate::export::nftables::agent::{Remotes, Rules};
+use crate::export::nftables::agent::{Complain, Remotes, Rules};
 use crate::listen::{self, BindError, Unread};
 
 /// No answer lives longer than its TTL and grace, and what is granted beyond is ten minutes at most; a week at least, so
@@ -37,8 +37,8 @@ pub struct Given {
 pub struct AgentAway {
     /// Where the ways to it arrive.
     pub remotes: Arc<Remotes>,
-    /// Called when it has sent what no honest one sends.
-    pub complain: Arc<dyn Fn() + Send + Sync>,
+    /// Hears what is wrong with it.
+    pub complain: Complain,
 }
 
 /// The listening sockets, which nobody reads yet.

@@ -35,10 +35,13 @@ pub enum Word {
     Ready,
     /// From either: the other one does not speak as it should.
     Broken,
+    /// From the resolver: the ways are lost.
+    Apart,
 }
 
 impl Word {
-    const ALL: [Self; 6] = [Self::Sockets, Self::Begin, Self::Ways, Self::Reload, Self::Ready, Self::Broken];
+    const ALL: [Self; 7] =
+        [Self::Sockets, Self::Begin, Self::Ways, Self::Reload, Self::Ready, Self::Broken, Self::Apart];
 
     fn octet(self) -> u8 {
         self as u8 + b'A'

@@ -41,6 +41,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long the agent may take to end once nobody uses it.
 const END_PATIENCE: Duration = Duration::from_secs(3);
+/// How far apart new ways between the two are at least, while neither ends.
+const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// How long the keeper sleeps at most.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// The most words that are taken from a child before others have their turn.
@@ -129,7 +131,8 @@ pub fn keep(plan: Plan<'_>, clock: Clock) -> io::Result<u8> {
     let signals = SignalFd::with_flags(&signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let now = clock.now();
     let (agent, resolver) = (Seat::new(Role::Agent, now), Seat::new(Role::Resolver, now));
-    let mut keeper = Keeper { plan, clock, signals, agent, resolver, phase: Phase::Starting, must_reload: false };
+    let mut keeper =
+        Keeper { plan, clock, signals, agent, resolver, phase: Phase::Starting, must_reload: false, connected_at: now };
     keeper.start(Role::Agent)?;
     keeper.start(Role::Resolver)?;
     loop {
@@ -166,6 +169,7 @@ struct Keeper<'a> {
     phase: Phase,
     /// A reload was asked for that the resolver, not being ready, has not been told of.
     must_reload: bool,
+    connected_at: Timestamp,
 }
 
 /// The place of a child.
@@ -220,12 +224,21 @@ impl Keeper<'_> {
     }
 
     /// Makes new ways between the two, if both are there.
-    fn connect(&self) -> io::Result<()> {
+    fn connect(&mut self) -> io::Result<()> {
         let (Some(agent), Some(resolver)) = (self.agent.line(), self.resolver.line()) else { return Ok(()) };
+        self.connected_at = self.clock.now();
         let pairs: Vec<_> = (0..self.plan.ways).map(|_| pair()).collect::<io::Result<_>>()?;
         let _ = agent.say(Word::Ways, &pairs.iter().map(|(one, _)| one.as_fd()).collect::<Vec<_>>());
         let _ = resolver.say(Word::Ways, &pairs.iter().map(|(_, other)| other.as_fd()).collect::<Vec<_>>());
         Ok(())
+    }
+
+    /// Makes new ways for a resolver that has lost them although the agent has not ended; at most once in a while.
+    fn connect_again(&mut self) {
+        let is_rested = self.clock.now().since(self.connected_at) >= CONNECT_PAUSE;
+        if is_rested && let Err(error) = self.connect() {
+            tracing::warn!("no way from the resolver to the firewall agent: {error}");
+        }
     }
 
     fn start_those_due(&mut self) {
@@ -319,6 +332,7 @@ impl Keeper<'_> {
             let Some(line) = self.seat(role).line() else { return };
             match line.hear_now() {
                 Ok(Some((Word::Ready, _))) if role == Role::Resolver => self.is_ready(),
+                Ok(Some((Word::Apart, _))) if role == Role::Resolver => self.connect_again(),
                 Ok(Some((Word::Broken, _))) => {
                     let other = role.other();
                     tracing::error!("{} does not speak as it should: ending it", other.name());

@@ -67,13 +67,13 @@ fn over_the_socket(clock: &Clock) -> Outlet {
         firewalls: vec![options("away")],
         rules: rules(),
         read: Box::new(move || Ok(rules())),
-        complain: Box::new(|| {}),
+        complain: Arc::new(|_| {}),
     };
     let (one, other) = pair().unwrap();
     let (outlet, intake) = outlet("nftables");
     let meter = RemoteMeter::new(&Registry::new());
     agent::start(start, clock.clone()).unwrap().take_ways(vec![one]);
-    agent::connect(intake, Surplus::Withdraw, clock.clone(), meter, Arc::new(|| {})).unwrap().take_way(other);
+    agent::connect(intake, Surplus::Withdraw, clock.clone(), meter, Arc::new(|_| {})).unwrap().take_way(other);
     outlet
 }
 

@@ -15,8 +15,10 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
@@ -33,6 +35,18 @@ use frame::FRAME_LEN_MAX;
 
 /// How long a peer may leave our frames lying.
 const SEND_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a side tells the keeper of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Complaint {
+    /// It has sent what no honest one sends.
+    Broken,
+    /// The way to it is lost, and no other has come.
+    Apart,
+}
+
+/// Takes complaints, from any thread.
+pub type Complain = Arc<dyn Fn(Complaint) + Send + Sync>;
 
 /// One end of the way between resolver and agent.
 #[derive(Debug)]
@@ -62,6 +76,12 @@ impl Channel {
                 sent => return Ok(sent.map(|_| ())?),
             }
         }
+    }
+
+    /// Waits that long for something to receive. Returns whether there is something.
+    fn has_within(&self, span: Duration) -> bool {
+        let timeout = Timespec::try_from(span).ok();
+        poll(&mut [PollFd::new(&self.0, PollFlags::IN)], timeout.as_ref()).is_ok_and(|count| count > 0)
     }
 
     /// Waits for a frame.

@@ -18,7 +18,7 @@ use prometheus::{IntCounter, IntGauge};
 
 use super::super::Surplus;
 use super::frame::{Ask, BadFrame, FRAME_LEN_MAX, HOSTS_MAX, PREFIXES_MAX, Part, Tell};
-use super::{Buffer, Channel, Received};
+use super::{Buffer, Channel, Complain, Complaint, Received};
 use crate::clock::Clock;
 use crate::metrics::{Registry, Text};
 use crate::set::outlet::{Change, Health, Intake, Next, Order, State};
@@ -27,6 +27,10 @@ use crate::set::outlet::{Change, Health, Intake, Next, Order, State};
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long answers are waited for once the writer has ended.
 const LAST_PATIENCE: Duration = Duration::from_secs(3);
+/// How long another way is waited for before the keeper is asked for one: usually the agent has ended, and it knows.
+const WAY_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the agent's first word is waited for before answers do without it.
+const WELCOME_PATIENCE: Duration = Duration::from_secs(5);
 /// Ways that wait; only the newest counts.
 const WAYS_MAX: usize = 4;
 
@@ -98,18 +102,12 @@ impl Remotes {
     }
 }
 
-/// Starts a sink that passes orders on to the agent. `surplus` as in [`start`](super::super::start); `complain` is called
-/// when the agent has sent what no honest one sends.
+/// Starts a sink that passes orders on to the agent. `surplus` as in [`start`](super::super::start); `complain`
+/// hears what is wrong with the agent.
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub fn connect(
-    intake: Intake,
-    surplus: Surplus,
-    clock: Clock,
-    meter: Meter,
-    complain: Arc<dyn Fn() + Send + Sync>,
-) -> io::Result<Remote> {
+pub fn connect(intake: Intake, surplus: Surplus, clock: Clock, meter: Meter, complain: Complain) -> io::Result<Remote> {
     let (sender, ways) = sync_channel(WAYS_MAX);
     let (health, adopts) = (intake.health(), surplus == Surplus::Adopt);
     let sink = Sink { intake, health, adopts, clock, meter, complain, is_first: true, orders: 0 };
@@ -123,7 +121,7 @@ struct Sink {
     adopts: bool,
     clock: Clock,
     meter: Meter,
-    complain: Arc<dyn Fn() + Send + Sync>,
+    complain: Complain,
     is_first: bool,
     /// How many orders were sent.
     orders: u64,
@@ -163,7 +161,13 @@ impl Sink {
 
     /// Waits for a way; `None` if the writer has ended. Before the first one orders wait, after that they fail.
     fn next_way(&mut self, ways: &Receiver<OwnedFd>) -> Option<OwnedFd> {
+        let mut ask_at = self.clock.now().after(WAY_PATIENCE);
         loop {
+            let now = self.clock.now();
+            if ask_at <= now {
+                ask_at = now.after(WAY_PATIENCE);
+                (self.complain)(Complaint::Apart);
+            }
             match ways.recv_timeout(PATIENCE) {
                 Ok(way) => return Some(ways.try_iter().last().unwrap_or(way)),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -185,6 +189,10 @@ impl Sink {
     /// Waits for the agent's first word and answers it.
     fn is_welcome(&self, channel: &Channel) -> bool {
         let mut buffer = Buffer::new();
+        if !channel.has_within(WELCOME_PATIENCE) {
+            self.health.set(State::Down);
+            tracing::warn!("the firewall agent is not ready; DNS goes on");
+        }
         let Received::Frame(octets) = channel.receive(&mut buffer) else { return false };
         match read(octets) {
             Ok(Tell::Welcome) => {
@@ -199,7 +207,7 @@ impl Sink {
 
     fn is_bad(&self, bad: BadFrame) -> bool {
         tell_bad(bad);
-        (self.complain)();
+        (self.complain)(Complaint::Broken);
         false
     }
 
@@ -293,7 +301,7 @@ struct Listener {
     shared: Arc<Shared>,
     health: Health,
     text: Text,
-    complain: Arc<dyn Fn() + Send + Sync>,
+    complain: Complain,
 }
 
 impl Listener {
@@ -342,7 +350,7 @@ impl Listener {
 
     fn is_bad(&self, bad: BadFrame) {
         tell_bad(bad);
-        (self.complain)();
+        (self.complain)(Complaint::Broken);
     }
 }
 
@@ -350,9 +358,12 @@ impl Listener {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+
     use super::*;
     use crate::clock::Timestamp;
     use crate::prefix::Prefix;
+    use crate::set::outlet::outlet;
     use crate::set::{Session, StaticEntry};
 
     #[test]
@@ -370,6 +381,29 @@ mod tests {
         assert!(parts.iter().all(|part| part.is_whole && part.has_statics));
         let hosts: Vec<_> = parts.into_iter().flat_map(|part| part.hosts).collect();
         assert_eq!(hosts, change.hosts);
+    }
+
+    #[test]
+    fn a_way_that_is_lost_is_asked_for_again() {
+        let (outlet, intake) = outlet("nftables");
+        let (complaint, complaints) = sync_channel(9);
+        let complain: Complain = Arc::new(move |what| {
+            let _ = complaint.try_send(what);
+        });
+        let (clock, meter) = (Clock::system(), Meter::new(&Registry::new()));
+        let remote = connect(intake, Surplus::Withdraw, clock, meter, complain).unwrap();
+        let next = || complaints.recv_timeout(Duration::from_secs(60));
+        let way =
+            || rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let (ours, theirs) = way();
+        remote.take_way(ours);
+        drop(theirs);
+        assert_eq!(next(), Ok(Complaint::Apart));
+        assert_eq!(outlet.state(), State::Down);
+        let (ours, theirs) = way();
+        remote.take_way(ours);
+        rustix::net::send(&theirs, &[3, 9], SendFlags::NOSIGNAL).unwrap();
+        assert!(std::iter::repeat_with(next).take(9).any(|what| what == Ok(Complaint::Broken)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::super::engine::Engine;
 use super::super::{MERGED_MAX, Metrics, Options, Surplus, run_engine};
 use super::frame::{Ask, BadFrame, FRAME_LEN_MAX, TEXT_LEN_MAX, Tell};
 use super::gate::{Ahead, Gate, Order, Refusal, Rules};
-use super::{Buffer, Channel, Received};
+use super::{Buffer, Channel, Complain, Complaint, Received};
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Registry;
 use crate::prefix::Prefix;
@@ -39,8 +39,8 @@ pub struct Start {
     pub rules: Rules,
     /// Reads it anew.
     pub read: Read,
-    /// Called when the resolver has sent what no honest one sends.
-    pub complain: Box<dyn Fn() + Send + Sync>,
+    /// Hears what is wrong with the resolver.
+    pub complain: Complain,
 }
 
 /// Engines that take their orders from another process.
@@ -55,7 +55,7 @@ struct Shared {
     clock: Clock,
     registry: Registry,
     meter: Meter,
-    complain: Box<dyn Fn() + Send + Sync>,
+    complain: Complain,
 }
 
 struct Files {
@@ -204,7 +204,7 @@ impl Seat {
                 Err(bad) => {
                     shared.meter.bad_frames.inc();
                     tracing::error!("the resolver sent {bad}: the connection is closed, nothing of it is believed");
-                    (shared.complain)();
+                    (shared.complain)(Complaint::Broken);
                 }
             }
         }
