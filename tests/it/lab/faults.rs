@@ -1,5 +1,8 @@
 //! Others' hands in the ruleset, reloads, and a greenlane that is killed.
 
+use std::net::Ipv4Addr;
+use std::process::Command;
+
 use greenlane::clock::Stopwatch;
 use hickory_proto::rr::RecordType;
 
@@ -20,7 +23,7 @@ async fn all_pass(ground: &Ground, known: u32, when: &str) {
         assert_eq!(ground.client.sees(listed4(n), &name(n)).await, Seen::Bypassed, "{when}, n{n}");
         assert_eq!(ground.client.sees(listed6(n), &name(n)).await, Seen::Bypassed, "{when}, n{n}");
     }
-    let vendors = std::net::Ipv4Addr::new(198, 18, 200, 7);
+    let vendors = Ipv4Addr::new(198, 18, 200, 7);
     assert_eq!(ground.client.sees(vendors, "n0.listed.example").await, Seen::Bypassed, "{when}");
 }
 
@@ -95,7 +98,7 @@ fn table_of_ours_outlives_what_others_do() {
             "flush ruleset",
         ] {
             // Where the kernel knows owners, the first three are refused.
-            let done = std::process::Command::new("nft").args(line.split(' ')).output().unwrap().status.success();
+            let done = Command::new("nft").args(line.split(' ')).output().unwrap().status.success();
             if line == "flush ruleset" {
                 Way::Redirect.take();
             }
@@ -119,7 +122,7 @@ fn reload_leaves_no_gap_and_what_is_listed_no_longer_is_inspected_at_once() {
     in_gateway(async || {
         let listed = "# Demo\nlisted.example\nn1.other.example\n";
         let lab = Lab::start(Way::Redirect, |setup| setup.list("demo.list", listed), numbering).await;
-        let other = std::net::Ipv4Addr::new(198, 19, 0, 2);
+        let other = Ipv4Addr::new(198, 19, 0, 2);
         let mut flow = {
             assert_eq!(lab.client.visit("n1.other.example", RecordType::A).await, Seen::Bypassed);
             lab.client.open(other, "n1.other.example").await
