@@ -51,6 +51,9 @@ fn sets_of_the_operator_are_whole_again_after_whatever_others_do() {
         }
         until("the table that appeared", is_whole).await;
         all_pass(&ground, known, "after the table appeared").await;
+        for n in 100..150 {
+            assert_eq!(ground.client.visit(&name(n), RecordType::A).await, Seen::Bypassed, "first connection to n{n}");
+        }
 
         let mut flow = ground.client.open(listed4(1), &name(1)).await;
         let (connection, mut request) = flow.get().await;
@@ -184,6 +187,15 @@ fn killed_greenlane_costs_no_client_its_bypass() {
             request += 1;
             assert_eq!(flow.get().await, (connection, request), "a connection that was open goes on");
             assert_eq!(lab.client.visit(&name(10 + round), RecordType::A).await, Seen::Bypassed);
+        }
+        // While it is dead, its table goes, too: the store has everything before the first question is answered.
+        lab.greenlane.signal("KILL");
+        lab.greenlane.ended().await;
+        nft("delete table inet greenlane");
+        assert_eq!(lab.client.sees(listed4(0), &name(0)).await, Seen::Inspected, "nothing is marked any more");
+        lab.greenlane.begin_again().await;
+        for n in [0, 1, 2, 3, 11, 12, 13] {
+            assert_eq!(lab.client.sees(listed4(n), &name(n)).await, Seen::Bypassed, "n{n} out of the store");
         }
     });
 }

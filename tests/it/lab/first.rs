@@ -32,6 +32,10 @@ fn first_connection_of_400_fresh_names_is_never_inspected() {
         for eight in (200..400).collect::<Vec<u32>>().chunks(8) {
             inspected.extend(join_all(eight.iter().map(|n| visit(*n))).await);
         }
+        // Eight who ask the same at the same time.
+        for n in 400..410 {
+            inspected.extend(join_all((0..8).map(|_| visit(n))).await);
+        }
         inspected.retain(|(_, seen)| *seen == Seen::Inspected);
         assert_eq!(inspected, [], "of {way:?}; {} answers were late", lab.late().await);
         // What is not listed goes to the proxy: the lab can tell.
