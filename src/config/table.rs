@@ -201,8 +201,8 @@ keys! {
     /// How long an answer with new addresses waits for the set and the local firewall; "0s" for not at all.
     LEARN_HOLD: Duration = "learn.hold", Built, Default(r#""100ms""#),
         |item, faults| item.duration(Duration::ZERO..=Duration::from_secs(1), faults);
-    /// Whether it also waits for firewalls that follow from elsewhere.
-    LEARN_HOLD_FOR_FOLLOWERS: bool = "learn.hold-for-followers", Later, Default("false"), |item, faults| item.flag(faults);
+    /// Whether it also waits until `greenlane sync` on firewalls elsewhere has acknowledged them.
+    LEARN_HOLD_FOR_FOLLOWERS: bool = "learn.hold-for-followers", Built, Default("false"), |item, faults| item.flag(faults);
     /// An address stays at least this long, however short its TTL.
     LEARN_MIN_HOLD: Duration = "learn.min-hold", Built, Default(r#""10m""#),
         |item, faults| item.duration(Duration::ZERO..=SPAN_MAX, faults);

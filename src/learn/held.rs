@@ -16,7 +16,7 @@ use crate::catalogue::AppId;
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Registry;
 use crate::set::outlet::{Applied, Intake, Kept, Order, Outlet, Restored, SightingChange, State, outlet};
-use crate::set::{Need, Session, StaticEntry};
+use crate::set::{Joins, Need, Session, StaticEntry};
 
 /// How a puppet treats an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +152,19 @@ impl Stage {
         let task = tokio::spawn(writer.run());
         learner.begun().await;
         Self { learner, clock, registry, puppets, task }
+    }
+
+    /// The same, and followers may join.
+    async fn with_followers(names: &[&'static str], does_wait: bool) -> (Self, Joins) {
+        let (clock, registry, joins) = (Clock::manual(START), Registry::new(), Joins::default());
+        let (outlets, intakes): (Vec<Outlet>, Vec<Intake>) = names.iter().map(|name| outlet(name)).unzip();
+        let puppets = intakes.into_iter().map(Puppet::spawn).collect();
+        let options = Options { hold_for_followers: does_wait, ..Options::default() };
+        let start_with = Start { outlets, joins: joins.clone(), ..Start::new(options, listing(&[]), 1) };
+        let (learner, writer) = start(start_with, clock.clone(), &registry);
+        let task = tokio::spawn(writer.run());
+        learner.begun().await;
+        (Self { learner, clock, registry, puppets, task }, joins)
     }
 
     async fn offer(&self, name: &str, addrs: &[&str]) -> Outcome {
@@ -325,6 +338,126 @@ async fn sink_that_left_orders_lying_gets_the_whole_set() {
         order.done(Applied::Held);
     }
     assert_eq!(holding.whole_count, 1);
+}
+
+/// Has a puppet join as a follower that holds what it began with.
+async fn join(joins: &Joins) -> Puppet {
+    let (outlet, intake) = outlet("followers");
+    joins.join(outlet, "a follower".to_owned());
+    let puppet = Puppet::spawn(intake);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    puppet
+}
+
+#[tokio::test(start_paused = true)]
+async fn answer_waits_for_every_follower_that_acknowledges() {
+    // With and without anybody else who holds the set.
+    for local in [&["nftables"][..], &[]] {
+        let (stage, joins) = Stage::with_followers(local, true).await;
+        let (near, far) = (join(&joins).await, join(&joins).await);
+        near.act(Act::After(5));
+        far.act(Act::After(30));
+        let asked = Instant::now();
+        assert_eq!(stage.offer("a.zoom.test", &["8.8.8.8"]).await, Outcome::Programmed);
+        assert_eq!(asked.elapsed().as_millis(), 30);
+        assert_eq!((near.orders(), far.orders(), far.holding.lock().whole_count), (1, 1, 0), "never the whole set");
+        assert!(stage.metric("greenlane_learn_followers 2") && stage.metric("greenlane_learn_followers_waited 2"));
+        // Known now; and a later end than was granted is waited for, too.
+        let asked = Instant::now();
+        assert_eq!(stage.offer("a.zoom.test", &["8.8.8.8"]).await, Outcome::Programmed);
+        assert_eq!(asked.elapsed(), Duration::ZERO);
+        stage.pass(700_000).await;
+        let asked = Instant::now();
+        assert_eq!(stage.offer("a.zoom.test", &["8.8.8.8"]).await, Outcome::Programmed);
+        assert_eq!(asked.elapsed().as_millis(), 30);
+        assert!(stage.metric("greenlane_learn_ack_seconds_count 4"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_that_is_not_up_or_not_wanted_costs_nothing() {
+    let (stage, joins) = Stage::with_followers(&["nftables"], true).await;
+    let follower = join(&joins).await;
+    follower.act(Act::Hang);
+    follower.health.set(State::Down);
+    let asked = Instant::now();
+    assert_eq!(stage.offer("a.zoom.test", &["8.8.8.8"]).await, Outcome::Programmed);
+    assert_eq!((asked.elapsed(), follower.orders()), (Duration::ZERO, 0));
+    assert!(stage.metric("greenlane_learn_followers 1") && stage.metric("greenlane_learn_followers_waited 0"));
+
+    let (stage, joins) = Stage::with_followers(&["nftables"], false).await;
+    let follower = join(&joins).await;
+    follower.act(Act::After(30));
+    let asked = Instant::now();
+    assert_eq!(stage.offer("a.zoom.test", &["8.8.8.8"]).await, Outcome::Programmed);
+    assert_eq!(asked.elapsed(), Duration::ZERO);
+    // A reload says otherwise.
+    let options = Options { hold_for_followers: true, ..Options::default() };
+    stage.learner.reload(listing(&[]), 2, Some(options), Confirm::No).await;
+    let (asked, orders) = (Instant::now(), follower.orders());
+    assert_eq!(stage.offer("b.zoom.test", &["8.8.4.4"]).await, Outcome::Programmed);
+    assert_eq!((asked.elapsed().as_millis(), follower.orders()), (30, orders + 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_follower_costs_one_hold_and_one_that_leaves_none() {
+    let (stage, joins) = Stage::with_followers(&["nftables"], true).await;
+    let follower = join(&joins).await;
+    follower.act(Act::Hang);
+    let asked = Instant::now();
+    assert_eq!(stage.offer("a.zoom.test", &["8.8.8.8"]).await, Outcome::Late);
+    assert_eq!(asked.elapsed().as_millis() / 10, 10);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(stage.metric(r#"greenlane_learn_sink_late_total{sink="followers"} 1"#));
+    let asked = Instant::now();
+    for n in 0..100 {
+        let addr = format!("8.8.4.{n}");
+        assert_eq!(stage.offer(&format!("n{n}.zoom.test"), &[&addr]).await, Outcome::Programmed);
+    }
+    assert_eq!(
+        (asked.elapsed(), stage.offer("a.zoom.test", &["8.8.8.8"]).await),
+        (Duration::ZERO, Outcome::Programmed)
+    );
+    stage.pass(10_000).await;
+    assert!(follower.orders() <= 1, "no order is added to one that does not answer");
+
+    // Another is waited for all the while; it leaves with an order in its hands.
+    let other = join(&joins).await;
+    other.act(Act::After(10));
+    let asked = Instant::now();
+    assert_eq!(stage.offer("b.zoom.test", &["9.9.9.9"]).await, Outcome::Programmed);
+    assert_eq!(asked.elapsed().as_millis(), 10);
+    other.act(Act::Die);
+    assert_eq!(stage.offer("c.zoom.test", &["9.9.9.8"]).await, Outcome::Late);
+    assert_eq!(stage.offer("c.zoom.test", &["9.9.9.8"]).await, Outcome::Programmed);
+    assert_eq!(asked.elapsed().as_millis(), 10);
+    assert!(stage.metric("greenlane_learn_followers 1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_that_keeps_up_again_is_waited_for_again() {
+    let (stage, joins) = Stage::with_followers(&["nftables"], true).await;
+    let follower = join(&joins).await;
+    follower.act(Act::After(150));
+    assert_eq!(stage.offer("a.zoom.test", &["8.8.8.8"]).await, Outcome::Late);
+    follower.act(Act::Hold);
+    for _ in 0..5 {
+        stage.pass(250).await;
+    }
+    follower.act(Act::After(20));
+    let asked = Instant::now();
+    assert_eq!(stage.offer("b.zoom.test", &["8.8.4.4"]).await, Outcome::Programmed);
+    assert_eq!(asked.elapsed().as_millis(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_does_not_wait_for_followers() {
+    let (stage, joins) = Stage::with_followers(&["store"], true).await;
+    let follower = join(&joins).await;
+    follower.act(Act::Hang);
+    let asked = Instant::now();
+    stage.learner.close().await;
+    assert_eq!((asked.elapsed(), follower.orders()), (Duration::ZERO, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -610,9 +743,12 @@ async fn shrink_is_confirmed_in_so_many_words_or_taken_back() {
     assert_eq!(stage.learner.reload(listing(&[]), 3, None, Confirm::Explicit).await, 0, "it was a mistake");
     assert_eq!(stage.addrs().len(), 16);
     assert!(stage.metric("greenlane_learn_shrink_held 0"));
-    assert_eq!(stage.learner.accept_shrink().await, 0, "there is nothing to accept");
+    assert_eq!(stage.learner.accept_shrink().await.entries, 0, "there is nothing to accept");
     assert_eq!(stage.learner.reload(listing(&["zoom"]), 4, None, Confirm::Explicit).await, 12);
-    assert_eq!(stage.learner.accept_shrink().await, 12);
+    let released = stage.learner.accept_shrink().await;
+    let snapshot = stage.learner.reader().snapshot();
+    assert_eq!((released.entries, released.withdrawn.len(), released.serial), (12, 12, snapshot.serial()));
+    assert!(released.withdrawn.iter().all(|item| snapshot.host(item.prefix().addr()).is_none()));
     assert_eq!(stage.addrs().len(), 4);
     assert_eq!(stage.puppets[0].holding.lock().hosts.len(), 4);
 }
@@ -650,7 +786,7 @@ async fn restart_under_lists_that_shrank_keeps_the_set_too() {
     assert!(stage.metric("greenlane_learn_shrink_held 12"));
     let host = stage.learner.reader().snapshot().host(addr(1)).unwrap().clone();
     assert!(host.sightings()[0].tag().has_app("unlisted"));
-    assert_eq!(stage.learner.accept_shrink().await, 12);
+    assert_eq!(stage.learner.accept_shrink().await.entries, 12);
     assert_eq!(stage.addrs(), ["8.0.0.20"]);
     let again: Vec<Kept> = (0..12).map(|n| seen("a.zoom.test", n)).collect();
     let stage = Stage::with(&[], Options::default(), listing(&["zoom"]), Some(restored(again, true))).await;

@@ -9,6 +9,12 @@ use crate::metrics::Registry;
 /// Upper bounds in seconds: around the usual hold of 100 ms, and what a quick writer takes.
 const HOLD_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5];
 
+/// Upper bounds in seconds: from one on the same machine to what no answer waits for.
+const ACK_BUCKETS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 2.0];
+
+/// The name that followers have together where sinks are counted.
+pub(crate) const FOLLOWERS: &str = "followers";
+
 /// The counters of learning; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -28,6 +34,10 @@ pub(crate) struct Metrics {
     pub(crate) sink_late: IntCounterVec,
     /// Changes that a sink failed to hold.
     pub(crate) sink_failed: IntCounterVec,
+    /// How long followers took to acknowledge.
+    pub(crate) ack: Histogram,
+    followers: IntGauge,
+    followers_waited: IntGauge,
     restored: IntCounterVec,
 }
 
@@ -84,6 +94,17 @@ impl Metrics {
         for (_, label) in Fate::ALL {
             let _ = restored.with_label_values(&[label]);
         }
+        let (sink_late, sink_failed) = (
+            of_sinks("greenlane_learn_sink_late_total", "Changes that the sink did not hold in time."),
+            of_sinks("greenlane_learn_sink_failures_total", "Changes that the sink failed to hold."),
+        );
+        for counter in [&sink_late, &sink_failed] {
+            let _ = counter.with_label_values(&[FOLLOWERS]);
+        }
+        let ack = HistogramOpts::new(
+            "greenlane_learn_ack_seconds",
+            "Time from a change to the word of a follower elsewhere that it holds it.",
+        );
         let hold = HistogramOpts::new("greenlane_learn_hold_seconds", "Time that answers with new addresses waited.");
         Self {
             offers,
@@ -100,10 +121,23 @@ impl Metrics {
                 Opts::new("greenlane_learn_sink_waited", "Whether answers wait for the sink: 0 if it is slow or down."),
                 &["sink"],
             )),
-            sink_late: of_sinks("greenlane_learn_sink_late_total", "Changes that the sink did not hold in time."),
-            sink_failed: of_sinks("greenlane_learn_sink_failures_total", "Changes that the sink failed to hold."),
+            sink_late,
+            sink_failed,
+            ack: registry.add(Histogram::with_opts(ack.buckets(ACK_BUCKETS.to_vec()))),
+            followers: registry.add(IntGauge::new(
+                "greenlane_learn_followers",
+                "Followers elsewhere that are connected and acknowledge what they hold.",
+            )),
+            followers_waited: registry
+                .add(IntGauge::new("greenlane_learn_followers_waited", "Those of them that answers wait for.")),
             restored,
         }
+    }
+
+    pub(crate) fn followers(&self, joined: usize, waited: usize) {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.followers.set(gauge(joined));
+        self.followers_waited.set(gauge(waited));
     }
 
     pub(crate) fn offered(&self, outcome: Outcome) {

@@ -27,7 +27,7 @@ use crate::metrics::Registry;
 use crate::name::Name;
 use crate::prefix::Prefix;
 use crate::set::outlet::{Outlet, Restored};
-use crate::set::{Extended, Need, Reader, StaticEntry};
+use crate::set::{Extended, Joins, Need, Reader, StaticEntry};
 
 mod admit;
 mod book;
@@ -46,6 +46,7 @@ mod tests;
 mod writer;
 
 pub use admit::{Admission, Reason};
+pub use shrink::Released;
 pub use writer::Writer;
 
 use book::{Admitted, Book};
@@ -60,6 +61,8 @@ use writer::{Command, Reload};
 pub struct Options {
     /// How long an answer with new addresses waits for the set and its local sinks.
     pub hold: Duration,
+    /// Whether it waits for followers elsewhere that acknowledge, too.
+    pub hold_for_followers: bool,
     /// A sighting lives at least this long, however short its TTL.
     pub min_hold: Duration,
     /// A sighting lives this much longer than the TTL that the client was told.
@@ -88,6 +91,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             hold: Duration::from_millis(100),
+            hold_for_followers: false,
             min_hold: Duration::from_secs(600),
             grace: Duration::from_secs(300),
             never: Vec::new(),
@@ -216,6 +220,8 @@ pub struct Start {
     pub generation: u64,
     /// The ways to those who hold the set elsewhere. Each sink must take its orders from the start.
     pub outlets: Vec<Outlet>,
+    /// Where followers elsewhere join those.
+    pub joins: Joins,
     /// What a store kept of the set.
     pub restored: Option<Restored>,
 }
@@ -223,13 +229,13 @@ pub struct Start {
 impl Start {
     /// Begins with an empty set that nobody else holds.
     pub fn new(options: Options, listing: Listing, generation: u64) -> Self {
-        Self { options, listing, generation, outlets: Vec::new(), restored: None }
+        Self { options, listing, generation, outlets: Vec::new(), joins: Joins::default(), restored: None }
     }
 }
 
 /// Begins to learn: a handle, and the task that must run for it.
 pub fn start(start: Start, clock: Clock, registry: &Registry) -> (Learner, Writer) {
-    let Start { options, listing, generation, outlets, restored } = start;
+    let Start { options, listing, generation, outlets, joins, restored } = start;
     let metrics = Metrics::new(registry);
     let (book, first) = Book::new(options, listing, generation, restored, clock.now(), (metrics.clone(), registry));
     let shared = Arc::new(Shared {
@@ -240,11 +246,13 @@ pub fn start(start: Start, clock: Clock, registry: &Registry) -> (Learner, Write
     let offers = Queue::new();
     let (commands, commands_in) = mpsc::channel(1);
     let (begun_in, begun) = watch::channel(false);
+    let mut sinks = Sinks::new(outlets, joins, &metrics, clock.clone());
+    sinks.wait_for_followers(book.options().hold_for_followers);
     let writer = Writer {
         book,
         first: Some(first),
         begun: begun_in,
-        sinks: Sinks::new(outlets, &metrics, clock.clone()),
+        sinks,
         shared: Arc::clone(&shared),
         clock: clock.clone(),
         offers: Arc::clone(&offers),
@@ -321,8 +329,8 @@ impl Learner {
         self.command(|done| Command::Reload(Box::new(Reload { listing, generation, options, confirm, done }))).await
     }
 
-    /// Confirms that the set may shrink; returns how many entries left.
-    pub async fn accept_shrink(&self) -> usize {
+    /// Confirms that the set may shrink; returns what left. Nothing that is kept makes nothing leave.
+    pub async fn accept_shrink(&self) -> Released {
         self.command(Command::AcceptShrink).await
     }
 

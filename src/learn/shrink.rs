@@ -15,10 +15,21 @@ use foldhash::fast::RandomState;
 use super::Confirm;
 use super::book::Book;
 use crate::name::Name;
-use crate::set::{NameRecord, Sighting, StaticEntry};
+use crate::set::{Item, NameRecord, Sighting, StaticEntry};
 
 /// Fewer entries than these may always leave at once: in a small set one name is a large share.
 const SHRINK_COUNT_MIN: usize = 10;
+
+/// What left when a shrink was confirmed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// How many entries were kept: static prefixes and sightings of names.
+    pub entries: usize,
+    /// The serial of the set without them; 0 if nothing was kept.
+    pub serial: u64,
+    /// What the set has lost with them, sorted; empty if it is more than the history of the set holds.
+    pub withdrawn: Vec<Item>,
+}
 
 /// Entries that stay although no list has them.
 #[derive(Debug, Default)]

@@ -5,6 +5,10 @@
 //! half of it [`SLOW_LEN`] times in a row, is *slow*: it is probed, and waited for again once it has caught up and
 //! answered [`QUICK_LEN`] times in time. One that has dropped orders gets the whole set when it asks for more. One
 //! that is gone is not told any more.
+//!
+//! Followers elsewhere that acknowledge join and leave as they like ([`Joins`]), and are waited for by the same rules if
+//! the operator wants that. They follow the set by their own stream, so an order for one is nothing but a question when
+//! it holds the change: it is asked only while it is waited for, or to probe it. So at most two orders lie with each.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -12,13 +16,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{Histogram, IntCounter, IntGauge};
 use tokio::sync::Notify;
 
 use super::metrics::Metrics;
 use crate::clock::{Clock, Timestamp};
-use crate::set::Draft;
 use crate::set::outlet::{Applied, Change, NotSent, Outlet, Reply, State};
+use crate::set::{Draft, Joined, Joins};
 
 /// So many commits in a row that each take more than half the hold make a sink slow.
 const SLOW_LEN: u32 = 20;
@@ -36,6 +40,9 @@ const PROBE_EVERY: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Sinks {
     sinks: Vec<Sink>,
+    joins: Joins,
+    waits_for_followers: bool,
+    metrics: Metrics,
     news: Arc<Notify>,
     clock: Clock,
 }
@@ -43,6 +50,10 @@ pub(super) struct Sinks {
 #[derive(Debug)]
 struct Sink {
     outlet: Outlet,
+    /// What it is called in the log.
+    who: String,
+    /// Whether it follows elsewhere, and comes and goes.
+    is_follower: bool,
     /// The order that an answer waits for.
     awaited: Option<Sent>,
     /// Orders that nobody waits for.
@@ -61,9 +72,20 @@ struct Sent {
 
 #[derive(Debug)]
 struct Meter {
-    waited: IntGauge,
+    /// Followers are counted together instead.
+    waited: Option<IntGauge>,
     late: IntCounter,
     failed: IntCounter,
+    /// How long followers take.
+    took: Option<Histogram>,
+}
+
+impl Meter {
+    fn waited(&self, is_waited_for: bool) {
+        if let Some(waited) = &self.waited {
+            waited.set(is_waited_for.into());
+        }
+    }
 }
 
 /// Whether a sink keeps within the hold.
@@ -105,17 +127,25 @@ impl Judge {
 }
 
 impl Sinks {
-    pub(super) fn new(outlets: Vec<Outlet>, metrics: &Metrics, clock: Clock) -> Self {
+    pub(super) fn new(outlets: Vec<Outlet>, joins: Joins, metrics: &Metrics, clock: Clock) -> Self {
         let news = Arc::new(Notify::new());
+        joins.report_to(&news);
         let sinks = outlets.into_iter().map(|outlet| {
             outlet.report_to(&news);
-            Sink::new(outlet, metrics)
+            Sink::local(outlet, metrics)
         });
-        Self { sinks: sinks.collect(), news, clock }
+        let sinks = sinks.collect();
+        Self { sinks, joins, waits_for_followers: false, metrics: metrics.clone(), news, clock }
+    }
+
+    /// Says whether answers wait for followers.
+    pub(super) fn wait_for_followers(&mut self, does: bool) {
+        self.waits_for_followers = does;
     }
 
     /// Returns whether nobody holds the set elsewhere.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&mut self) -> bool {
+        self.let_in_and_out();
         self.sinks.is_empty()
     }
 
@@ -159,9 +189,14 @@ impl Sinks {
     fn send(&mut self, change: &Arc<Change>, draft: &Draft, hold: Duration) {
         self.catch_up(draft);
         let now = self.clock.now();
+        let asks_followers = self.waits_for_followers && !hold.is_zero() && !change.last;
         for sink in &mut self.sinks {
+            let is_waited_for = sink.is_waited_for();
+            if sink.is_follower && !(asks_followers && is_waited_for) {
+                continue;
+            }
             let Some(sent) = sink.send(change, now) else { continue };
-            if sink.is_waited_for() && !hold.is_zero() {
+            if is_waited_for && !hold.is_zero() {
                 sink.awaited = Some(sent);
             } else {
                 sink.behind.push_back(sent);
@@ -171,12 +206,13 @@ impl Sinks {
 
     /// Sends the whole set to those who ask for it, and a probe to those that are slow and have caught up.
     fn catch_up(&mut self, draft: &Draft) {
+        self.let_in_and_out();
         let now = self.clock.now();
         let mut whole = None;
         for sink in &mut self.sinks {
             let sent = if sink.outlet.wants_whole() {
                 sink.send(whole.get_or_insert_with(|| Arc::new(draft.whole(now))), now)
-            } else if sink.next_probe().is_some_and(|next| next <= now) {
+            } else if sink.next_probe(self.waits_for_followers).is_some_and(|next| next <= now) {
                 sink.probed = now;
                 sink.send(&Arc::new(Change::empty(draft.session(), draft.serial(), now)), now)
             } else {
@@ -187,7 +223,24 @@ impl Sinks {
     }
 
     fn next_probe(&self) -> Timestamp {
-        self.sinks.iter().filter_map(Sink::next_probe).min().unwrap_or(NEVER)
+        let probes = self.sinks.iter().filter_map(|sink| sink.next_probe(self.waits_for_followers));
+        probes.min().unwrap_or(NEVER)
+    }
+
+    /// Takes in followers that have joined, and forgets those that have left.
+    fn let_in_and_out(&mut self) {
+        for joined in self.joins.take() {
+            joined.outlet.report_to(&self.news);
+            self.sinks.push(Sink::follower(joined, &self.metrics));
+        }
+        self.sinks.retain(|sink| !sink.is_follower || !sink.outlet.is_gone());
+        self.count_followers();
+    }
+
+    fn count_followers(&self) {
+        let followers = self.sinks.iter().filter(|sink| sink.is_follower);
+        let waited = followers.clone().filter(|sink| self.waits_for_followers && sink.is_waited_for());
+        self.metrics.followers(followers.count(), waited.count());
     }
 
     /// Takes the answers that are waited for; ready once all have come.
@@ -248,26 +301,48 @@ impl Sinks {
                 sink.behind.push_back(sent);
                 sink.judge.timed_out();
                 sink.meter.late.inc();
-                sink.meter.waited.set(0);
+                sink.meter.waited(false);
                 tracing::warn!(
                     "{} did not hold a change in time: answers do not wait for it until it keeps up",
-                    sink.outlet.name()
+                    sink.who
                 );
             }
         }
+        self.count_followers();
     }
 }
 
 impl Sink {
-    fn new(outlet: Outlet, metrics: &Metrics) -> Self {
+    fn local(outlet: Outlet, metrics: &Metrics) -> Self {
+        let who = outlet.name().to_owned();
+        let waited = metrics.sink_waited.with_label_values(&[outlet.name()]);
+        waited.set(1);
+        Self::new(outlet, who, metrics, Some(waited))
+    }
+
+    fn follower(joined: Joined, metrics: &Metrics) -> Self {
+        let Joined { outlet, who } = joined;
+        Self { is_follower: true, ..Self::new(outlet, who, metrics, None) }
+    }
+
+    fn new(outlet: Outlet, who: String, metrics: &Metrics, waited: Option<IntGauge>) -> Self {
         let meter = Meter {
-            waited: metrics.sink_waited.with_label_values(&[outlet.name()]),
             late: metrics.sink_late.with_label_values(&[outlet.name()]),
             failed: metrics.sink_failed.with_label_values(&[outlet.name()]),
+            took: waited.is_none().then(|| metrics.ack.clone()),
+            waited,
         };
-        meter.waited.set(1);
-        let (awaited, behind, judge) = (None, VecDeque::new(), Judge::default());
-        Self { outlet, awaited, behind, judge, is_gone: false, probed: Timestamp::default(), meter }
+        Self {
+            outlet,
+            who,
+            is_follower: false,
+            awaited: None,
+            behind: VecDeque::new(),
+            judge: Judge::default(),
+            is_gone: false,
+            probed: Timestamp::default(),
+            meter,
+        }
     }
 
     /// Sends it a change; `None` if it does not take any now.
@@ -283,9 +358,12 @@ impl Sink {
                 None
             }
             Err(NotSent::Gone) => {
-                tracing::error!("{} is gone: the set is held there no longer", self.outlet.name());
+                // A follower comes and goes.
+                if !self.is_follower {
+                    tracing::error!("{} is gone: the set is held there no longer", self.who);
+                }
                 self.is_gone = true;
-                self.meter.waited.set(0);
+                self.meter.waited(false);
                 None
             }
         }
@@ -293,30 +371,33 @@ impl Sink {
 
     fn is_waited_for(&self) -> bool {
         let waits = !self.is_gone && !self.judge.is_slow && self.outlet.state() == State::Up;
-        self.meter.waited.set(waits.into());
+        self.meter.waited(waits);
         waits
     }
 
     fn answered(&mut self, applied: Applied, span: Duration, hold: Duration) {
-        if applied == Applied::Failed {
-            self.meter.failed.inc();
+        match &self.meter.took {
+            _ if applied == Applied::Failed => self.meter.failed.inc(),
+            Some(took) => took.observe(span.as_secs_f64()),
+            None => {}
         }
         if self.judge.took(applied, span, hold) {
-            self.meter.waited.set(0);
-            tracing::warn!("{} takes too long to hold changes: answers do not wait for it", self.outlet.name());
+            self.meter.waited(false);
+            tracing::warn!("{} takes too long to hold changes: answers do not wait for it", self.who);
         }
     }
 
     /// Lets answers wait for a slow sink again, if it has shown that it is quick.
     fn judge_anew(&mut self) {
         if self.judge.recovers() {
-            tracing::info!("{} keeps up again: answers wait for it", self.outlet.name());
+            tracing::info!("{} keeps up again: answers wait for it", self.who);
         }
     }
 
     /// Returns when it is to be probed, if it is slow and no order is left with it.
-    fn next_probe(&self) -> Option<Timestamp> {
-        let is_idle = self.judge.is_slow && self.behind.is_empty() && !self.is_gone;
+    fn next_probe(&self, waits_for_followers: bool) -> Option<Timestamp> {
+        let is_wanted = !self.is_gone && (waits_for_followers || !self.is_follower);
+        let is_idle = is_wanted && self.judge.is_slow && self.behind.is_empty();
         is_idle.then(|| self.probed.after(PROBE_EVERY))
     }
 }

@@ -21,10 +21,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::book::Book;
 use super::queue::{Pending, Queue};
 use super::sinks::Sinks;
-use super::{Confirm, Listing, Options, Outcome, Rules, Shared};
+use super::{Confirm, Listing, Options, Outcome, Released, Rules, Shared};
 use crate::clock::{Clock, Timestamp};
-use crate::set::Batch;
 use crate::set::outlet::Change;
+use crate::set::{Batch, Since};
 
 /// The most offers in one batch: so many take some milliseconds, a small part of the hold.
 const BATCH_LEN_MAX: usize = 1024;
@@ -45,7 +45,7 @@ const NEVER: Timestamp = Timestamp::from_millis(u64::MAX);
 #[derive(Debug)]
 pub(super) enum Command {
     Reload(Box<Reload>),
-    AcceptShrink(oneshot::Sender<usize>),
+    AcceptShrink(oneshot::Sender<Released>),
     Close(oneshot::Sender<()>),
 }
 
@@ -144,15 +144,27 @@ impl Writer {
         let Reload { listing, generation, options, confirm, done } = reload;
         let kept = self.book.reload(listing, generation, options, confirm, self.clock.now());
         self.shared.rules.store(Arc::new(Rules::new(Arc::clone(self.book.admission()), self.book.options())));
+        self.sinks.wait_for_followers(self.book.options().hold_for_followers);
         self.shared.targets.rematch(generation, |name| self.book.listing().tag(name));
         self.publish().await;
         let _ = done.send(kept);
     }
 
-    async fn accept_shrink(&mut self, done: oneshot::Sender<usize>) {
-        let gone = self.book.accept_shrink();
-        self.publish().await;
-        let _ = done.send(gone);
+    async fn accept_shrink(&mut self, done: oneshot::Sender<Released>) {
+        let (session, before) = (self.book.draft().session(), self.book.draft().serial());
+        let entries = self.book.accept_shrink();
+        // What ends at the same moment is none of it, and leaves in the next turn.
+        let batch = self.book.publish(self.clock.now());
+        let mut released = Released::default();
+        if entries > 0 {
+            let withdrawn = match self.book.draft().reader().since(session, before) {
+                Since::Delta(delta) => delta.withdrawn.clone(),
+                Since::Current | Since::Reset => Vec::new(),
+            };
+            released = Released { entries, serial: self.book.draft().serial(), withdrawn };
+        }
+        self.tell(batch).await;
+        let _ = done.send(released);
     }
 
     /// Applies what is left, though nobody waits for it any more.

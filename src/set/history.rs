@@ -232,6 +232,11 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    /// Returns how many events wait to be taken.
+    pub fn waiting_count(&self) -> usize {
+        self.events.len()
+    }
+
     /// Waits for the next event; safe to cancel.
     pub async fn next(&mut self) -> Event {
         match self.events.recv().await {

@@ -11,6 +11,7 @@
 //!   expiry     which sighting ends next
 //!   draft      the set in the hands of its one writer
 //!   outlet     the way of a change to those who hold the set elsewhere
+//!   joins      sinks that come and go: followers that acknowledge
 //!   batch      what of a publication they must be told
 //! ```
 //!
@@ -22,6 +23,7 @@ mod delta;
 mod draft;
 mod expiry;
 mod history;
+mod joins;
 mod names;
 pub mod outlet;
 mod serial;
@@ -37,6 +39,7 @@ pub use batch::Batch;
 pub use delta::{Delta, Item, items};
 pub use draft::Draft;
 pub use history::{Event, History, Reader, Since, Subscription};
+pub use joins::{Joined, Joins};
 pub use serial::{Session, SessionError};
 pub use sighting::{Extended, Host, NameRecord, Need, Sighting, Times, apps_sorted};
 pub use snapshot::{Origin, Selection, Snapshot, StaticEntry};

@@ -3,7 +3,7 @@
 //! Three kinds of access. *Open* endpoints are lists and health: any client that may connect gets them, under whatever
 //! name it reaches us and whatever else it sends, since a firewall that is refused once may drop its whole list. To
 //! *read* the others, which tell what people look up, takes loopback or a token; to *act*, which is any method that
-//! is no reading one, loopback or the admin token. On loopback a web page must not get at either through a name that
+//! is no reading one, loopback or the admin token; followers acknowledge with what lets them read. On loopback a web page must not get at either through a name that
 //! it points there (DNS rebinding): without a token the `Host` has to be an address, `localhost`, or a name of this
 //! host.
 //!
@@ -14,13 +14,16 @@
 //! | other, the read token for an action | as without | 403, `insufficient_scope` |
 //! | other, no token or a wrong one | `Host` is ours: served; else 421 | 401; 403 if no token is configured that could do it |
 //!
+//! A method that is no reading one is refused with 403 to pages of other sites, whatever token comes with it: browsers say
+//! where a request comes from in `Origin` and `Sec-Fetch-Site`, and others send neither.
+//!
 //! A request of HTTP/1.1 without exactly one valid `Host` is answered with 400 (RFC 9112 §3.2).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::header::{HOST, HeaderName, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{Method, StatusCode, Version};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -29,6 +32,9 @@ use thiserror::Error;
 use super::reply::refused;
 use super::state::Web;
 use super::token::{Grant, Tokens};
+
+/// Whether the page that a browser sends a request for is of our site (Fetch Metadata).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The address at the other end of the connection; IPv4-mapped addresses are IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub(super) enum Endpoint {
     Domains,
     Delta,
     Watch,
+    Ack,
+    ShrinkAccept,
     Explain,
     Apps,
     Stats,
@@ -59,6 +67,8 @@ impl Endpoint {
             "/domains.txt" => Self::Domains,
             "/delta" => Self::Delta,
             "/watch" => Self::Watch,
+            super::ACK => Self::Ack,
+            super::SHRINK_ACCEPT => Self::ShrinkAccept,
             "/explain" => Self::Explain,
             "/apps" => Self::Apps,
             "/stats" => Self::Stats,
@@ -79,6 +89,8 @@ impl Endpoint {
             Self::Domains => "domains",
             Self::Delta => "delta",
             Self::Watch => "watch",
+            Self::Ack => "ack",
+            Self::ShrinkAccept => "shrink_accept",
             Self::Explain => "explain",
             Self::Apps => "apps",
             Self::Stats => "stats",
@@ -100,11 +112,21 @@ impl Endpoint {
             | Self::Healthz
             | Self::Readyz
             | Self::Other => Access::Open,
-            Self::Delta | Self::Watch | Self::Explain | Self::Apps | Self::Stats | Self::Index => {
-                if [Method::GET, Method::HEAD].contains(method) { Access::Read } else { Access::Act }
+            // Whoever may follow may say how far it has come.
+            Self::Ack => Access::Read,
+            Self::Delta | Self::Watch | Self::ShrinkAccept | Self::Explain | Self::Apps | Self::Stats | Self::Index => {
+                if is_reading(method) {
+                    Access::Read
+                } else {
+                    Access::Act
+                }
             }
         }
     }
+}
+
+fn is_reading(method: &Method) -> bool {
+    [Method::GET, Method::HEAD].contains(method)
 }
 
 /// What it takes to be served.
@@ -149,6 +171,8 @@ enum Refusal {
     NoToken,
     #[error("this is no token of ours")]
     WrongToken,
+    #[error("pages of other sites may not do this")]
+    ForeignPage,
     #[error("this takes the admin token")]
     OnlyReader,
 }
@@ -158,7 +182,7 @@ impl Refusal {
         match self {
             Self::NoHost => StatusCode::BAD_REQUEST,
             Self::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
-            Self::ForeignPeer | Self::OnlyReader => StatusCode::FORBIDDEN,
+            Self::ForeignPeer | Self::ForeignPage | Self::OnlyReader => StatusCode::FORBIDDEN,
             Self::NoToken | Self::WrongToken => StatusCode::UNAUTHORIZED,
         }
     }
@@ -166,7 +190,7 @@ impl Refusal {
     /// Returns what the client is challenged to send (RFC 6750 §3).
     fn challenge(self) -> Option<&'static str> {
         match self {
-            Self::NoHost | Self::ForeignHost | Self::ForeignPeer => None,
+            Self::NoHost | Self::ForeignHost | Self::ForeignPeer | Self::ForeignPage => None,
             Self::NoToken => Some("Bearer realm=\"greenlane\""),
             Self::WrongToken => Some("Bearer realm=\"greenlane\", error=\"invalid_token\""),
             Self::OnlyReader => Some("Bearer realm=\"greenlane\", error=\"insufficient_scope\""),
@@ -189,6 +213,9 @@ fn admit(web: &Web, endpoint: Endpoint, request: &Request) -> Result<(), Refusal
     if access == Access::Open {
         return Ok(());
     }
+    if !is_reading(request.method()) && is_of_foreign_page(request.headers(), host) {
+        return Err(Refusal::ForeignPage);
+    }
     let by_token = by_token(&web.state.tokens.load(), access, request);
     let is_local = request.extensions().get::<Peer>().is_some_and(|peer| peer.0.is_loopback());
     match by_token {
@@ -209,6 +236,16 @@ fn by_token(tokens: &Tokens, access: Access, request: &Request) -> Result<(), Re
         (_, Grant::Absent) => Err(Refusal::NoToken),
         (_, Grant::Wrong) => Err(Refusal::WrongToken),
     }
+}
+
+/// Returns whether a browser sends this for a page that did not come from `host`.
+fn is_of_foreign_page(headers: &HeaderMap, host: Option<&str>) -> bool {
+    let is_own_origin = |origin: &HeaderValue| {
+        let authority = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+        authority.zip(host).is_some_and(|((_, authority), host)| authority.eq_ignore_ascii_case(host))
+    };
+    let is_own_site = |site: &HeaderValue| [&b"same-origin"[..], b"none"].contains(&site.as_bytes());
+    !headers.get_all(ORIGIN).iter().all(is_own_origin) || !headers.get_all(SEC_FETCH_SITE).iter().all(is_own_site)
 }
 
 /// Returns the host that the request is for: that of an absolute target, else the `Host` field.

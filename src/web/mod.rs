@@ -4,27 +4,30 @@
 //!   server ─▶ guard ─┬▶ feeds    /prefixes.*  /feeds/*  /domains.txt   conditional, coding, rendered: once a serial
 //!                    ├▶ delta    /delta                      change: written piece by piece
 //!                    ├▶ watch    /watch
+//!                    ├▶ ack      /ack         by POST: a follower holds what /watch told
 //!                    ├▶ explain  /explain
+//!                    ├▶ shrink   /shrink/accept   by POST: the set may shrink as the lists say
 //!                    └▶ ops      /  /apps  /stats  /metrics  /healthz  /readyz
 //! ```
-//! Everything answers GET and HEAD; other methods get 405 with `Allow`. A fault is a status of 500 or above with one
-//! line of text, never an empty list: a consumer keeps what it has. Nothing here changes the set.
+//! What is not marked answers GET and HEAD; other methods get 405 with `Allow`. A fault is a status of 500 or above with
+//! one line of text, never an empty list: a consumer keeps what it has. Nothing here changes the set by itself.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::Extension;
+use axum::extract::{Extension, Request};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 use tower_http::compression::CompressionLayer;
 
 use crate::export::format::{Format, Names};
 use crate::prefix::Prefix;
 
+mod ack;
 mod change;
 mod coding;
 mod conditional;
@@ -37,6 +40,7 @@ mod query;
 mod rendered;
 mod reply;
 mod server;
+mod shrink;
 mod state;
 mod token;
 mod watch;
@@ -45,7 +49,7 @@ mod watch;
 mod tests;
 
 pub use server::{serve, serve_metrics};
-pub use state::{Followed, Hooks, State};
+pub use state::{AcceptShrink, Followed, Hooks, State};
 pub use token::{TokenError, Tokens};
 
 use guard::Peer;
@@ -64,13 +68,23 @@ pub struct Options {
     pub admin_token_file: Option<PathBuf>,
 }
 
+/// Where followers acknowledge.
+const ACK: &str = "/ack";
+
+/// Where a shrink is accepted.
+const SHRINK_ACCEPT: &str = "/shrink/accept";
+
 /// Puts the endpoints together.
 fn router(state: State, shutdown: CancellationToken) -> Router {
     let web = Arc::new(Web::new(state, shutdown));
     feed_routes(&web)
         .merge(other_routes(&web))
         .fallback(async || reply::refused(StatusCode::NOT_FOUND, "nothing here; / lists what there is"))
-        .method_not_allowed_fallback(async || reply::refused(StatusCode::METHOD_NOT_ALLOWED, "expected GET or HEAD"))
+        .method_not_allowed_fallback(async |uri: Uri| {
+            let is_action = [ACK, SHRINK_ACCEPT].contains(&uri.path());
+            let line = if is_action { "expected POST" } else { "expected GET or HEAD" };
+            reply::refused(StatusCode::METHOD_NOT_ALLOWED, line)
+        })
         .layer(from_fn_with_state(web, guard::guard))
 }
 
@@ -96,6 +110,7 @@ fn feed_routes(web: &Arc<Web>) -> Router {
 fn other_routes(web: &Arc<Web>) -> Router {
     let own = || Arc::clone(web);
     let (delta, watch, explain, apps, stats, metrics, readyz) = (own(), own(), own(), own(), own(), own(), own());
+    let (ack, shrink) = (own(), own());
     Router::new()
         .route("/", get(async || ops::index()))
         .route("/delta", get(move |uri: Uri| delta::delta(Arc::clone(&delta), uri)))
@@ -104,6 +119,11 @@ fn other_routes(web: &Arc<Web>) -> Router {
             get(move |Extension(Peer(peer)): Extension<Peer>, uri: Uri, request: HeaderMap| {
                 watch::watch(Arc::clone(&watch), peer, uri, request)
             }),
+        )
+        .route(ACK, post(async move |uri: Uri, request: Request| ack::ack(&ack, &uri, request.body())))
+        .route(
+            SHRINK_ACCEPT,
+            post(move |uri: Uri, request: Request| shrink::accept(Arc::clone(&shrink), uri, request.into_body())),
         )
         .route("/explain", get(move |uri: Uri| explain::explain(Arc::clone(&explain), uri)))
         .route("/apps", get(move |uri: Uri| ops::apps(Arc::clone(&apps), uri)))

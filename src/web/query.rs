@@ -9,6 +9,7 @@ use std::num::NonZeroU32;
 use axum::http::Uri;
 use thiserror::Error;
 
+use super::ack::FollowerId;
 use crate::catalogue::AppId;
 use crate::export::Query;
 use crate::prefix::Family;
@@ -31,6 +32,8 @@ pub(super) enum QueryError {
     UnknownGroup(String),
     #[error("session and serial go together, {0} is missing")]
     Half(&'static str),
+    #[error("expected follower and mark, as a `hold` event tells them")]
+    FollowerAndMark,
     #[error("expected one parameter, name or address")]
     NameOrAddress,
 }
@@ -98,9 +101,34 @@ pub(super) fn domains(uri: &Uri, find: impl Fn(&str) -> Option<AppId>) -> Result
     app.map(|text| apps(&text, find)).transpose()
 }
 
-/// Reads the query of `/delta` and `/watch`.
+/// Reads the query of `/delta`.
 pub(super) fn held(uri: &Uri) -> Result<Option<(Session, u64)>, QueryError> {
     let [session, serial] = parameters(uri, ["session", "serial"], "session and serial")?;
+    held_serial(session, serial)
+}
+
+/// Reads the query of `/watch`; the second is whether the follower acknowledges.
+pub(super) fn watch(uri: &Uri) -> Result<(Option<(Session, u64)>, bool), QueryError> {
+    let [session, serial, ack] = parameters(uri, ["session", "serial", "ack"], "session, serial or ack")?;
+    let acknowledges = match ack.as_deref() {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(other) => return Err(bad_value("ack", "0 or 1", other)),
+    };
+    Ok((held_serial(session, serial)?, acknowledges))
+}
+
+/// Reads the query of `/ack`.
+pub(super) fn ack(uri: &Uri) -> Result<(FollowerId, u64), QueryError> {
+    let [follower, mark] = parameters(uri, ["follower", "mark"], "follower and mark")?;
+    let (Some(follower), Some(mark)) = (follower, mark) else { return Err(QueryError::FollowerAndMark) };
+    let id = FollowerId::parse(&follower);
+    let id = id.ok_or_else(|| bad_value("follower", "32 hexadecimal digits as a `hold` event tells", &follower))?;
+    let read = decimal(&mark).filter(|mark| *mark > 0);
+    Ok((id, read.ok_or_else(|| bad_value("mark", "a decimal number from 1", &mark))?))
+}
+
+fn held_serial(session: Option<String>, serial: Option<String>) -> Result<Option<(Session, u64)>, QueryError> {
     let (session, serial) = match (session, serial) {
         (None, None) => return Ok(None),
         (Some(_), None) => return Err(QueryError::Half("serial")),
@@ -224,6 +252,28 @@ mod tests {
         }
         assert_eq!(event_id("00000000000000ab-7"), Some((Session(0xab), 7)));
         assert_eq!(event_id("7"), None);
+    }
+
+    #[test]
+    fn followers_are_read_strictly() {
+        let (watch, ack) = (
+            |query: &str| watch(&uri(query)).map_err(|error| error.to_string()),
+            |query: &str| ack(&uri(query)).map_err(|error| error.to_string()),
+        );
+        assert_eq!(watch("ack=1"), Ok((None, true)));
+        assert_eq!(watch("session=00000000000000ab&serial=7&ack=0"), Ok((Some((Session(0xab), 7)), false)));
+        assert_eq!(watch("ack=yes").unwrap_err(), "ack: expected 0 or 1, found `yes`");
+        assert_eq!(watch("hold=1").unwrap_err(), "unknown parameter `hold`, expected session, serial or ack");
+        let id = "000000000000000000000000000000ab";
+        assert_eq!(ack(&format!("follower={id}&mark=7")), Ok((FollowerId::parse(id).unwrap(), 7)));
+        for query in ["", "mark=1", &format!("follower={id}")] {
+            assert_eq!(ack(query).unwrap_err(), "expected follower and mark, as a `hold` event tells them", "{query}");
+        }
+        for mark in ["", "0", "-1", "+1", "1.0", "18446744073709551616", "x"] {
+            let line = ack(&format!("follower={id}&mark={mark}")).unwrap_err();
+            assert!(line.starts_with("mark: expected a decimal number from 1, found `"), "{line}");
+        }
+        assert!(ack("follower=ab&mark=1").unwrap_err().starts_with("follower: expected 32 hexadecimal digits"));
     }
 
     #[test]

@@ -6,19 +6,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts};
 use tokio_util::sync::CancellationToken;
 
+use super::ack::Followers;
 use super::conditional::Dates;
 use super::rendered::{RenderError, Store};
 use super::token::Tokens;
 use crate::catalogue::{Catalogue, Tag};
 use crate::clock::{Clock, Timestamp};
+use crate::learn::Released;
 use crate::metrics::Registry;
 use crate::name::Name;
 use crate::prefix::Family;
-use crate::set::{Reader, Snapshot};
+use crate::set::{Joins, Reader, Snapshot};
 
 /// What the web part reads; made by the daemon, cheap to clone.
 #[derive(Clone)]
@@ -35,11 +38,13 @@ pub struct State {
     pub ready: Arc<AtomicBool>,
     /// Who may read from beyond loopback, and act; a reload swaps them.
     pub tokens: Arc<ArcSwap<Tokens>>,
-    /// What other parts know.
+    /// Where followers that acknowledge join those whom answers wait for.
+    pub joins: Joins,
+    /// What other parts know and do.
     pub hooks: Hooks,
 }
 
-/// Questions to parts that the web part does not import.
+/// Questions and orders to parts that the web part does not import.
 #[derive(Clone)]
 pub struct Hooks {
     /// More members for `/stats`: an object, such as `{"upstreams": […]}`.
@@ -48,15 +53,25 @@ pub struct Hooks {
     pub why_not: Arc<dyn Fn(IpAddr) -> Option<String> + Send + Sync>,
     /// The listed name whose HTTPS or SVCB answer named this one as its target, and that name's tag.
     pub followed: Arc<Followed>,
+    /// Confirms that the set may shrink as the lists say.
+    pub accept_shrink: Arc<AcceptShrink>,
 }
 
 /// Tells where a followed name comes from.
 pub type Followed = dyn Fn(&Name) -> Option<(Name, Tag)> + Send + Sync;
 
-/// Hooks that know nothing.
+/// Lets go of what is listed no longer and was kept.
+pub type AcceptShrink = dyn Fn() -> BoxFuture<'static, Released> + Send + Sync;
+
+/// Hooks that know and do nothing.
 impl Default for Hooks {
     fn default() -> Self {
-        Self { stats: Arc::new(|| serde_json::Value::Null), why_not: Arc::new(|_| None), followed: Arc::new(|_| None) }
+        Self {
+            stats: Arc::new(|| serde_json::Value::Null),
+            why_not: Arc::new(|_| None),
+            followed: Arc::new(|_| None),
+            accept_shrink: Arc::new(|| Box::pin(async { Released::default() })),
+        }
     }
 }
 
@@ -66,6 +81,7 @@ pub(super) struct Web {
     pub(super) store: Store,
     pub(super) dates: Dates,
     pub(super) streams: Limiter,
+    pub(super) followers: Followers,
     pub(super) metrics: Metrics,
     pub(super) started: Timestamp,
     /// Cancelled when the daemon stops: open streams end.
@@ -89,6 +105,7 @@ impl Web {
             store: Store::new(),
             dates: Dates::default(),
             streams: Limiter::new(STREAMS_MAX, STREAMS_PER_CLIENT_MAX),
+            followers: Followers::new(state.joins.clone()),
             host_names: host_names(),
             addresses: Mutex::default(),
             state,
@@ -137,6 +154,8 @@ pub(super) struct Metrics {
     pub(super) requests: IntCounterVec,
     /// By family; brought up to date when it is read.
     pub(super) prefixes: IntGaugeVec,
+    /// Followers beyond the bound.
+    pub(super) followers_refused: IntCounter,
 }
 
 impl Metrics {
@@ -149,6 +168,10 @@ impl Metrics {
             prefixes: registry.add(IntGaugeVec::new(
                 Opts::new("greenlane_export_prefixes", "Prefixes in the aggregated export, by IP version."),
                 &["family"],
+            )),
+            followers_refused: registry.add(IntCounter::new(
+                "greenlane_web_followers_refused_total",
+                "Followers that wanted to acknowledge and were too many: answers do not wait for them.",
             )),
         }
     }

@@ -20,6 +20,7 @@ use crate::catalogue::{self, AppId, Tag, TagApp};
 use crate::clock::{Clock, Timestamp};
 use crate::metrics::Registry;
 use crate::name::Name;
+use crate::set::outlet::{Applied, Change as OrderedChange, State as SinkState};
 use crate::set::{Draft, NameRecord, Need, Session, Sighting, StaticEntry, Times};
 use crate::source::Location;
 
@@ -50,6 +51,7 @@ fn state(draft: &Draft, clock: &Clock, ready: &Arc<AtomicBool>, registry: Regist
         clock: clock.clone(),
         ready: Arc::clone(ready),
         tokens: Arc::default(),
+        joins: crate::set::Joins::default(),
         hooks: Hooks {
             stats: Arc::new(|| json!({ "upstreams": [], "serial": "not ours to say" })),
             why_not: Arc::new(|addr| addr.is_loopback().then(|| "loopback (RFC 1122)".to_owned())),
@@ -504,6 +506,95 @@ async fn token_opens_to_other_peers_what_is_not_open() {
     assert_eq!(ask("POST", "/stats", READ).await, (403, None), "no token could do it");
 }
 
+/// Where actions are, and what may be sent there.
+#[tokio::test]
+async fn actions_take_a_post_of_somebody_who_may_and_no_foreign_page() {
+    const READ: &str = "read-token-0123456789";
+    const ADMIN: &str = "admin-token-0123456789";
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, token: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, token).unwrap();
+        Some(path)
+    };
+    let options =
+        Options { read_token_file: file("read", READ), admin_token_file: file("admin", ADMIN), ..Options::default() };
+    let (clock, ready, registry) = (Clock::manual(NOW), Arc::new(AtomicBool::new(true)), Registry::new());
+    let draft = Draft::new(Session(0xab), NOW, &registry);
+    let mut state = state(&draft, &clock, &ready, registry);
+    let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counting = Arc::clone(&accepted);
+    state.hooks.accept_shrink = Arc::new(move || {
+        counting.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { crate::learn::Released::default() })
+    });
+    let router = router(state.clone(), CancellationToken::new());
+    let ack = format!("/ack?follower={}&mark=1", "0".repeat(32));
+    let shrink = "/shrink/accept";
+    let post = async |target: &str, peer: &str, fields: &[(&str, &str)]| {
+        ask_from(&router, "POST", target, peer, fields).await.0
+    };
+
+    // Without tokens: loopback alone.
+    assert_eq!((post(&ack, "127.0.0.1", &[]).await, post(shrink, "::1", &[]).await), (404, 200));
+    assert_eq!((post(&ack, "192.0.2.7", &[]).await, post(shrink, "192.0.2.7", &[]).await), (403, 403));
+    state.tokens.store(Arc::new(Tokens::load(&options).unwrap().0));
+    for (token, expected) in [("", (401, 401)), ("wrong", (401, 401)), (READ, (404, 403)), (ADMIN, (404, 200))] {
+        let value = format!("Bearer {token}");
+        let fields: &[(&str, &str)] = if token.is_empty() { &[] } else { &[("authorization", &value)] };
+        let got = (post(&ack, "192.0.2.7", fields).await, post(shrink, "192.0.2.7", fields).await);
+        assert_eq!(got, expected, "{token}");
+    }
+    for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
+        for target in [&ack, shrink] {
+            assert_eq!(ask_from(&router, method, target, "127.0.0.1", &[]).await.0, 405, "{method} {target}");
+        }
+    }
+    // What a browser says of a page that is not ours, whatever token it was given.
+    let before = accepted.load(Ordering::Relaxed);
+    let token = format!("Bearer {ADMIN}");
+    for foreign in [
+        ("origin", "https://evil.example"),
+        ("origin", "http://192.0.2.53.evil.example"),
+        ("origin", "http://192.0.2.53:8080"),
+        ("origin", "null"),
+        ("origin", ""),
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
+        ("sec-fetch-site", "nonsense"),
+    ] {
+        for target in [&ack, shrink] {
+            assert_eq!(post(target, "127.0.0.1", &[foreign]).await, 403, "{target} {foreign:?}");
+            assert_eq!(post(target, "192.0.2.7", &[foreign, ("authorization", &token)]).await, 403, "{foreign:?}");
+        }
+    }
+    assert_eq!(accepted.load(Ordering::Relaxed), before);
+    let own = [("origin", "http://192.0.2.53"), ("sec-fetch-site", "same-origin")];
+    assert_eq!(post(shrink, "127.0.0.1", &own).await, 200);
+    assert_eq!(post(shrink, "127.0.0.1", &[("sec-fetch-site", "none")]).await, 200);
+    // Nothing but the query says anything.
+    for target in ["/ack", "/ack?follower=x&mark=1", "/shrink/accept?force=1"] {
+        assert_eq!(post(target, "127.0.0.1", &[]).await, 400, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_of_actions_are_refused_unread() {
+    let site = Site::open().await;
+    for target in ["/ack", "/shrink/accept"] {
+        let fields = "Content-Length: 1000000\r\n";
+        let reply = site.ask("POST", target, fields).await;
+        assert!(reply.status == 400 && reply.text().starts_with("expected no body"), "{reply:?}");
+        let fields = "Transfer-Encoding: chunked\r\n";
+        let reply = site.ask("POST", target, fields).await;
+        assert!(reply.status == 400 && reply.text().starts_with("expected no body"), "{reply:?}");
+    }
+    let reply = site.ask("POST", "/shrink/accept", "Content-Length: 0\r\n").await;
+    assert_eq!(reply.json(), json!({ "released": 0, "serial": 0, "withdrawn": [] }));
+    let get = site.get("/ack").await;
+    assert_eq!((get.status, get.field("allow"), get.text()), (405, Some("POST"), "expected POST\n"));
+}
+
 #[tokio::test]
 async fn feed_is_served_like_any_list() {
     let mut site = Site::open().await;
@@ -685,6 +776,76 @@ async fn follower_that_was_away_gets_the_steps_and_every_end() {
     }
     let mut watch = site.watch("/watch", "Last-Event-ID: nonsense\r\n").await;
     assert_eq!(watch.next().await.unwrap().data["reset"], json!(true));
+}
+
+/// The id and the mark of a `hold` event.
+fn hold(received: Received) -> (String, u64) {
+    assert_eq!((received.event.as_str(), received.id), ("hold", None));
+    (received.data["follower"].as_str().unwrap().to_owned(), received.data["mark"].as_u64().unwrap())
+}
+
+async fn ack(site: &Site, (follower, mark): &(String, u64)) -> Reply {
+    site.ask("POST", &format!("/ack?follower={follower}&mark={mark}"), "").await
+}
+
+#[tokio::test]
+async fn follower_acknowledges_what_it_was_told() {
+    let mut site = Site::open().await;
+    let first = site.learn("192.0.2.1");
+    let mut watch = site.watch("/watch?ack=1", "").await;
+    assert_eq!(watch.next().await.unwrap().event, "delta");
+    let begin = hold(watch.next().await.unwrap());
+    assert_eq!(begin.1, 1);
+    let joined = site.state.joins.take().pop().unwrap();
+    assert_eq!((joined.outlet.state(), joined.who.as_str()), (SinkState::Down, "the follower at 127.0.0.1"));
+    let ahead = ack(&site, &(begin.0.clone(), 2)).await;
+    assert_eq!((ahead.status, ahead.text()), (409, "mark: this follower was told marks up to 1\n"));
+    assert_eq!(joined.outlet.state(), SinkState::Down);
+    assert_eq!((ack(&site, &begin).await.status, joined.outlet.state()), (204, SinkState::Up));
+
+    // A new address, then a later end: both come before the mark that asks for them.
+    let order = Arc::new(OrderedChange::empty(Session(0xab), 2, NOW));
+    site.learn("192.0.2.2");
+    let mut reply = joined.outlet.send(&order).unwrap();
+    assert_eq!(watch.next().await.unwrap().id.as_deref(), Some("00000000000000ab-2"));
+    let second = hold(watch.next().await.unwrap());
+    assert_eq!(second, (begin.0.clone(), 2));
+    assert_eq!(ack(&site, &begin).await.status, 204, "said again it says nothing new");
+    assert!(tokio::time::timeout(Duration::from_millis(20), reply.wait()).await.is_err());
+    assert_eq!(ack(&site, &second).await.status, 204);
+    assert_eq!(reply.wait().await, Applied::Held);
+    site.clock.advance(Duration::from_millis(100));
+    site.draft.renew(&first, &need(site.clock.now()));
+    site.draft.commit(site.clock.now());
+    let mut reply = joined.outlet.send(&order).unwrap();
+    assert_eq!(watch.next().await.unwrap().event, "renewed");
+    let third = hold(watch.next().await.unwrap());
+    assert_eq!((third.1, ack(&site, &third).await.status), (3, 204));
+    assert_eq!(reply.wait().await, Applied::Held);
+
+    // A flood of words changes nothing and is answered.
+    for _ in 0..500 {
+        assert_eq!(ack(&site, &third).await.status, 204);
+    }
+    // Its id ends with its stream, and what it was asked with it.
+    let mut reply = joined.outlet.send(&order).unwrap();
+    hold(watch.next().await.unwrap());
+    drop(watch);
+    assert_eq!(reply.wait().await, Applied::Failed);
+    assert_eq!(ack(&site, &third).await.status, 404);
+}
+
+#[tokio::test]
+async fn follower_that_comes_back_is_asked_after_its_ends() {
+    let mut site = Site::open().await;
+    site.learn("192.0.2.1");
+    let mut watch = site.watch("/watch?session=00000000000000ab&serial=1&ack=1", "").await;
+    assert_eq!(watch.next().await.unwrap().event, "delta");
+    assert_eq!(watch.next().await.unwrap().event, "renewed");
+    assert_eq!(hold(watch.next().await.unwrap()).1, 1);
+    let mut plain = site.watch("/watch?ack=0", "").await;
+    plain.next().await.unwrap();
+    assert_eq!(site.state.joins.take().len(), 1, "one that does not ask is not asked");
 }
 
 #[tokio::test]

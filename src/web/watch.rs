@@ -9,6 +9,9 @@
 //! that was away has missed renewals, so the ends of all hosts follow its first `delta`; after a lag the whole set comes
 //! again for the same reason. Every 15 s without an event a comment keeps the connection alive.
 //!
+//! A follower that asks with `ack=1` is told a *mark* in an event `hold`, once after what it begins with and then after all
+//! that each change has made ([`super::ack`]).
+//!
 //! Events are written when the follower reads: a slow one holds its place in the bounded queue of the set and one piece
 //! of 64 KiB, and lags when the queue runs over.
 
@@ -24,6 +27,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio_util::sync::CancellationToken;
 
+use super::ack::Acknowledging;
 use super::change::{Change, Ends, Renewed};
 use super::delta::since;
 use super::query;
@@ -42,8 +46,8 @@ pub(super) async fn watch(web: Arc<Web>, client: IpAddr, uri: Uri, request: Head
     if !web.is_ready() {
         return not_ready();
     }
-    let held = match query::held(&uri) {
-        Ok(held) => held,
+    let (held, acknowledges) = match query::watch(&uri) {
+        Ok(read) => read,
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
     };
     // An id that we did not give stands for another session: the whole set.
@@ -60,7 +64,10 @@ pub(super) async fn watch(web: Arc<Web>, client: IpAddr, uri: Uri, request: Head
         Err(Full::All) => return again_in(refused(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open"), 10),
     };
     let now = web.now();
-    let follower = Follower::new(web, held, place);
+    let mut follower = Follower::new(web, held, place);
+    if acknowledges {
+        follower.join(client);
+    }
     let mut response = with_type(StatusCode::OK, "text/event-stream", Body::from_stream(follower.pieces()));
     // nginx would gather events before it passes them on.
     response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
@@ -76,8 +83,35 @@ struct Follower {
     /// What the follower holds once `sending` is out.
     held: Option<(Session, u64)>,
     first: First,
+    marks: Option<Marks>,
     sending: Option<Sending>,
     _place: Place,
+}
+
+/// What a follower that acknowledges is asked.
+struct Marks {
+    follower: Acknowledging,
+    /// So many events that are queued already come before the next mark; `None` if none is due.
+    due_after: Option<usize>,
+    /// The writer has ended.
+    is_last: bool,
+}
+
+impl Marks {
+    /// Waits for a reason to ask.
+    async fn wait(marks: &mut Option<Self>) {
+        match marks.as_mut().filter(|marks| !marks.is_last) {
+            Some(marks) => marks.is_last = !marks.follower.next().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What came while an event was waited for.
+enum Came {
+    Event(Event),
+    Order,
+    Nothing,
 }
 
 /// What is due before events are waited for.
@@ -123,7 +157,19 @@ impl Follower {
     fn new(web: Arc<Web>, held: Option<(Session, u64)>, place: Place) -> Self {
         let subscription = web.state.reader.subscribe();
         let shutdown = web.shutdown.clone();
-        Self { web, subscription, shutdown, held, first: First::Change, sending: None, _place: place }
+        Self { web, subscription, shutdown, held, first: First::Change, marks: None, sending: None, _place: place }
+    }
+
+    /// Has it asked what it holds, if there is room.
+    fn join(&mut self, client: IpAddr) {
+        match self.web.followers.join(client) {
+            // The first mark comes with what it begins with.
+            Some(follower) => self.marks = Some(Marks { follower, due_after: Some(0), is_last: false }),
+            None => {
+                self.web.metrics.followers_refused.inc();
+                tracing::warn!("too many followers acknowledge: answers do not wait for the one at {client}");
+            }
+        }
     }
 
     /// Returns the body: it ends when the daemon stops, or a rendering fails.
@@ -166,8 +212,13 @@ impl Follower {
             First::Done => {}
         }
         loop {
-            let Ok(event) = tokio::time::timeout(HEARTBEAT, self.subscription.next()).await else {
-                return Some(Sending { head: ": still here".to_owned(), data: Data::None });
+            if let Some(hold) = self.mark() {
+                return Some(hold);
+            }
+            let event = match self.wait().await {
+                Came::Event(event) => event,
+                Came::Order => continue,
+                Came::Nothing => return Some(Sending { head: ": still here".to_owned(), data: Data::None }),
             };
             match event {
                 Event::Changed { serial } => {
@@ -181,11 +232,50 @@ impl Follower {
                 Event::Lagged => {
                     // What is still queued is older than the set that is read now.
                     self.subscription = self.web.state.reader.subscribe();
+                    self.events_taken(usize::MAX);
                     let change = since(&self.web, None).await.ok()?;
                     return Some(self.change(change));
                 }
             }
         }
+    }
+
+    /// Waits for an event of the set or a question of the writer, at most until the next sign of life is due.
+    async fn wait(&mut self) -> Came {
+        let (subscription, marks) = (&mut self.subscription, &mut self.marks);
+        let came = tokio::time::timeout(HEARTBEAT, async {
+            tokio::select! {
+                biased;
+                event = subscription.next() => Came::Event(event),
+                () = Marks::wait(marks) => Came::Order,
+            }
+        });
+        let came = came.await.unwrap_or(Came::Nothing);
+        match came {
+            Came::Event(_) => self.events_taken(1),
+            // What it is about was published before, so it is in the queue by now.
+            Came::Order => {
+                let waiting_count = self.subscription.waiting_count();
+                if let Some(marks) = self.marks.as_mut().filter(|marks| !marks.is_last) {
+                    marks.due_after = Some(waiting_count);
+                }
+            }
+            Came::Nothing => {}
+        }
+        came
+    }
+
+    fn events_taken(&mut self, count: usize) {
+        if let Some(due_after) = self.marks.as_mut().and_then(|marks| marks.due_after.as_mut()) {
+            *due_after = due_after.saturating_sub(count);
+        }
+    }
+
+    /// Returns the next mark if it is due: everything before it is out.
+    fn mark(&mut self) -> Option<Sending> {
+        let marks = self.marks.as_mut()?;
+        marks.due_after.take_if(|due_after| *due_after == 0)?;
+        Some(Sending { head: format!("event: hold\ndata: {}", marks.follower.mark()), data: Data::None })
     }
 
     fn change(&mut self, change: Change) -> Sending {

@@ -140,7 +140,7 @@ fn a_missing_set_is_told_with_its_remedy_and_stops_no_answer() {
             .await;
         assert!(!greenlane.ask("n1.listed.example", RecordType::A).await.answers.is_empty());
         assert!(greenlane.log().contains("nft add"), "{}", greenlane.log());
-        assert_eq!(greenlane.metric("greenlane_nftables_up").await, 0.0);
+        assert_eq!(greenlane.metric("greenlane_nftables_up{table=\"inet filter\"}").await, 0.0);
         assert_eq!(greenlane.prefixes("").await, ["203.0.113.1/32"]);
     });
 }

@@ -14,6 +14,7 @@ mod learning;
 mod metrics;
 mod netns;
 mod ordinary;
+mod processes;
 mod promises;
 mod reload;
 mod restart;

@@ -25,7 +25,7 @@ use ureq::{Agent, Body};
 use super::bounded::{Bounded, Pace, Until};
 use super::events::{Broken, Events, Seen};
 use super::gate::Gate;
-use super::told::{self, Malformed, Theirs, Told};
+use super::told::{self, Ask, Malformed, Theirs, Told};
 use crate::clock::{Clock, Timestamp};
 use crate::set::Session;
 
@@ -33,6 +33,8 @@ use crate::set::Session;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long the head of an answer may take.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(20);
+/// How long a word to the resolver may take.
+const POST_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a stream may be silent: three of the comments that come every 15 s.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// The first pause after a failure; each further one doubles it.
@@ -204,6 +206,8 @@ pub(super) enum News {
     Told(Told),
     /// It lives and will tell by itself what changes.
     Alive,
+    /// It asks when everything is held that it told so far.
+    Asked(Ask),
     /// It failed; what it told may be old from now on.
     Failed(Failure),
 }
@@ -215,12 +219,19 @@ pub(super) type Say = dyn Fn(News) -> Result<(), Unheard> + Send;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unheard;
 
-/// The thread's side of one resolver.
-#[derive(Debug)]
-pub(super) struct Client {
+/// How one resolver is asked; clones share their connections.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
     resolver: Resolver,
     access: Access,
     agent: Agent,
+}
+
+/// The thread's side of one resolver.
+#[derive(Debug)]
+pub(super) struct Client {
+    way: Way,
+    acknowledges: bool,
     gate: Arc<Gate>,
     clock: Clock,
     held: Option<(Session, u64)>,
@@ -229,17 +240,9 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Reads the certificates.
-    pub(super) fn new(resolver: Resolver, access: &Access, gate: Arc<Gate>, clock: Clock) -> Result<Self, AccessError> {
-        Ok(Self {
-            resolver,
-            access: access.clone(),
-            agent: agent(access)?,
-            gate,
-            heard: clock.now(),
-            clock,
-            held: None,
-        })
+    /// Makes one that follows, and asks to be asked what is held if it `acknowledges`.
+    pub(super) fn new(way: Way, acknowledges: bool, gate: Arc<Gate>, clock: Clock) -> Self {
+        Self { way, acknowledges, gate, heard: clock.now(), clock, held: None }
     }
 
     /// Follows the resolver on a thread of its own until nobody listens to `say`.
@@ -275,7 +278,8 @@ impl Client {
     fn round(&mut self, say: &Say) -> Result<Infallible, Ended> {
         let told = self.delta()?;
         say(News::Told(told))?;
-        let response = self.get("/watch", "text/event-stream")?;
+        let ack = if self.acknowledges { "ack=1" } else { "" };
+        let response = self.get("/watch", ack, "text/event-stream")?;
         let theirs = self.theirs(&response);
         let input = BufReader::with_capacity(BUFFER_LEN, response.into_body().into_reader());
         let mut events = Events::new(input, self.clock.clone(), theirs);
@@ -285,6 +289,7 @@ impl Client {
             self.heard = self.clock.now();
             match seen {
                 Seen::Alive => say(News::Alive)?,
+                Seen::Told(Told::Hold(ask)) => say(News::Asked(ask))?,
                 Seen::Told(told) => {
                     self.note(&told);
                     say(News::Told(told))?;
@@ -295,11 +300,14 @@ impl Client {
 
     /// Asks for what changed since, or for everything.
     pub(super) fn delta(&mut self) -> Result<Told, Failure> {
-        let response = self.get("/delta", "application/json")?;
+        let response = self.get("/delta", "", "application/json")?;
         let theirs = self.theirs(&response);
         let mut input = BufReader::with_capacity(BUFFER_LEN, response.into_body().into_reader());
         let body = Bounded::new(&mut input, Until::End, Pace::new(&self.clock));
         let told = told::read(body, &self.gate, theirs)?;
+        if !matches!(told, Told::Delta(_)) {
+            return Err(Failure::Kind { found: "an event".to_owned(), expected: "a set" });
+        }
         self.note(&told);
         Ok(told)
     }
@@ -320,9 +328,27 @@ impl Client {
         Theirs::new(millis, self.clock.now())
     }
 
-    fn get(&self, path: &str, expected: &'static str) -> Result<Response<Body>, Failure> {
-        let held = self.held.map(|(session, serial)| format!("?session={session}&serial={serial}")).unwrap_or_default();
-        let mut request = self.agent.get(format!("{}{path}{held}", self.resolver.url)).header("Accept", expected);
+    fn get(&self, path: &str, more: &str, expected: &'static str) -> Result<Response<Body>, Failure> {
+        let held = self.held.map(|(session, serial)| format!("session={session}&serial={serial}")).unwrap_or_default();
+        let query = [held.as_str(), more].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("&");
+        let mark = if query.is_empty() { "" } else { "?" };
+        self.way.get(&format!("{path}{mark}{query}"), expected)
+    }
+}
+
+impl Way {
+    /// Reads the certificates.
+    pub(super) fn new(resolver: Resolver, access: &Access) -> Result<Self, AccessError> {
+        Ok(Self { resolver, access: access.clone(), agent: agent(access)? })
+    }
+
+    /// Returns the URL of the resolver.
+    pub(super) fn url(&self) -> &str {
+        self.resolver.url()
+    }
+
+    fn get(&self, target: &str, expected: &'static str) -> Result<Response<Body>, Failure> {
+        let mut request = self.agent.get(format!("{}{target}", self.resolver.url)).header("Accept", expected);
         if let Some(token) = self.token()? {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
@@ -336,6 +362,20 @@ impl Client {
             return Err(Failure::Kind { found: shown(kind), expected });
         }
         Ok(response)
+    }
+
+    /// Sends word that needs no answer but that it was taken.
+    pub(super) fn post(&self, target: &str) -> Result<(), Failure> {
+        let request = self.agent.post(format!("{}{target}", self.resolver.url));
+        let mut request = request.config().timeout_global(Some(POST_TIME_MAX)).build();
+        if let Some(token) = self.token()? {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let response = request.send_empty().map_err(|error| Failure::Connection(Box::new(error)))?;
+        match response.status() {
+            status if status.is_success() => Ok(()),
+            status => Err(Failure::Status { status, line: first_line(response) }),
+        }
     }
 
     fn token(&self) -> Result<Option<String>, Failure> {

@@ -66,7 +66,7 @@ impl<R: BufRead> Events<R> {
                     self.line(&pace)?;
                     return Ok(Seen::Alive);
                 }
-                "event" => is_ours = matches!(self.line(&pace)?.trim(), "delta" | "renewed"),
+                "event" => is_ours = matches!(self.line(&pace)?.trim(), "delta" | "renewed" | "hold"),
                 "data" => return self.data(gate, pace, is_ours),
                 _ => {
                     self.line(&pace)?;

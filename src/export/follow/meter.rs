@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
+use super::acks::Acked;
 use super::book::{Book, Source};
 use super::client::Failure;
 use super::gate::{Refusal, Refusals};
@@ -25,6 +26,7 @@ pub(super) struct Metrics {
     refused: IntCounterVec,
     entries: IntGaugeVec,
     changes: IntCounterVec,
+    acks: IntCounterVec,
     lag: Histogram,
     leased: IntGauge,
     applied: Gauge,
@@ -65,6 +67,11 @@ impl Metrics {
             ),
             entries: gauges("greenlane_sync_entries", "Learned hosts and static prefixes held.", &["family", "origin"]),
             changes: counters("greenlane_sync_changes_total", "Changes given to the sinks, by result.", &["result"]),
+            acks: counters(
+                "greenlane_sync_acks_total",
+                "Times that the resolver was told what is held here, by result.",
+                &["resolver", "result"],
+            ),
             lag: registry.add(Histogram::with_opts(lag.buckets(LAG_BUCKETS.to_vec()))),
             leased: registry
                 .add(IntGauge::new("greenlane_sync_leased", "1 while hosts are held because no resolver answers.")),
@@ -85,6 +92,9 @@ impl Metrics {
             self.serial.with_label_values(&[&name]);
             self.contact.with_label_values(&[&name]);
             self.sessions.with_label_values(&[&name]);
+            for acked in Acked::ALL {
+                self.acks.with_label_values(&[name.as_str(), acked.as_str()]);
+            }
             for kind in Failure::KINDS {
                 self.failures.with_label_values(&[name.as_str(), kind]);
             }
@@ -112,6 +122,10 @@ impl Metrics {
         let name = name(source);
         self.followed.with_label_values(&[&name]).set(0);
         self.failures.with_label_values(&[name.as_str(), failure.kind()]).inc();
+    }
+
+    pub(super) fn acked(&self, source: Source, acked: Acked) {
+        self.acks.with_label_values(&[name(source).as_str(), acked.as_str()]).inc();
     }
 
     pub(super) fn refused(&self, refusals: &Refusals) {

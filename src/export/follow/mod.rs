@@ -3,6 +3,7 @@
 //! ```text
 //!   resolver ─▶ client ─ bounded, events, told ─▶ gate ─▶ book ─▶ change ─▶ the same engine as beside a resolver
 //!               a thread each                    admission  merged  run: one task
+//!   resolver ◀─ acks: a thread each ◀── marks whose changes the engine holds ◀─┘
 //! ```
 //! All resolvers are followed at the same time, by `/delta` and then `/watch`, and their sets are merged: a client may
 //! ask any of them, and when one is gone nothing has to be found out first. What they tell is believed no more than an
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use crate::admission::Admission;
 
+mod acks;
 mod book;
 mod bounded;
 mod client;
@@ -46,4 +48,6 @@ pub struct Options {
     pub max_total: usize,
     /// How long everything is held, beyond its ends, when no resolver answers.
     pub lease: Duration,
+    /// Whether resolvers are told what is held here, so that their answers can wait for it.
+    pub acknowledges: bool,
 }

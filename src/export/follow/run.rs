@@ -16,12 +16,13 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::acks::Acks;
 use super::book::{self, Book, Limits, Source};
-use super::client::{Client, Failure, News, Resolver, Unheard};
+use super::client::{Client, Failure, News, Unheard, Way};
 use super::gate::{Gate, Refusals};
 use super::meter::Metrics;
 use super::print::Printer;
-use super::told::Told;
+use super::told::{Ask, Told};
 use super::{AccessError, Options};
 use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::metrics::Registry;
@@ -80,6 +81,8 @@ pub enum OnceError {
 /// Follows resolvers.
 pub struct Follower {
     clients: Vec<Client>,
+    /// Those that are told what is held.
+    ways: Vec<Way>,
     clock: Clock,
     state: Merger,
 }
@@ -93,9 +96,10 @@ impl Follower {
         let gate = Gate::new(options.admission, (options.widest4, options.widest6), options.max_total);
         let limits = Limits { hosts_max: gate.max_total(), statics_max: gate.statics_max(), lease: options.lease };
         let gate = Arc::new(gate);
-        let client =
-            |resolver: &Resolver| Client::new(resolver.clone(), &options.access, Arc::clone(&gate), clock.clone());
-        let clients = options.resolvers.iter().map(client).collect::<Result<Vec<_>, _>>()?;
+        let ways = options.resolvers.iter().map(|resolver| Way::new(resolver.clone(), &options.access));
+        let ways = ways.collect::<Result<Vec<_>, _>>()?;
+        let client = |way: &Way| Client::new(way.clone(), options.acknowledges, Arc::clone(&gate), clock.clone());
+        let clients: Vec<_> = ways.iter().map(client).collect();
         let count = clients.len();
         let state = Merger {
             book: Book::new(count, limits),
@@ -110,11 +114,13 @@ impl Follower {
             is_whole_due: false,
             has_sent: false,
             in_flight: None,
+            asked: vec![None; count],
+            acks: Vec::new(),
             unsent: None,
             has_applied: false,
             is_held: false,
         };
-        Ok(Self { clients, clock, state })
+        Ok(Self { clients, ways: if options.acknowledges { ways } else { Vec::new() }, clock, state })
     }
 
     /// Follows until `stop`; what the sinks hold stays there. `beat` hears how it goes at least once a second, and no
@@ -123,7 +129,11 @@ impl Follower {
     /// # Errors
     /// If a thread cannot be started, or a line not be printed.
     pub async fn follow(self, stop: CancellationToken, mut beat: impl FnMut(Standing)) -> io::Result<()> {
-        let Self { clients, clock, mut state, .. } = self;
+        let Self { clients, ways, clock, mut state } = self;
+        for (source, way) in ways.into_iter().enumerate() {
+            let metrics = state.metrics.clone();
+            state.acks.push(Acks::start(way, move |acked| metrics.acked(source, acked))?);
+        }
         let (sender, mut news) = mpsc::channel(NEWS_LEN_MAX);
         for (source, client) in clients.into_iter().enumerate() {
             let sender = sender.clone();
@@ -209,6 +219,8 @@ struct InFlight {
     is_refused: bool,
     /// Since the first of the news came that it is made of.
     began: Stopwatch,
+    /// Who is to be told once it is held.
+    asks: Vec<(Source, Ask)>,
 }
 
 /// What is told of a resolver.
@@ -235,6 +247,10 @@ struct Merger {
     is_whole_due: bool,
     has_sent: bool,
     in_flight: Option<InFlight>,
+    /// What each resolver asked last, until what it told before that is on its way to the sinks.
+    asked: Vec<Option<Ask>>,
+    /// Where each resolver is answered; empty if none is.
+    acks: Vec<Acks>,
     /// Since news came that the sinks were not told yet.
     unsent: Option<Stopwatch>,
     has_applied: bool,
@@ -255,6 +271,10 @@ impl Merger {
                 self.unsent.get_or_insert_with(Stopwatch::start);
                 self.take(source, told, now);
             }
+            News::Asked(ask) => {
+                self.metrics.heard(source, now);
+                self.asked[source] = Some(ask);
+            }
             News::Failed(failure) => self.fail(source, &failure, now),
         }
     }
@@ -262,6 +282,7 @@ impl Merger {
     fn take(&mut self, source: Source, told: Told, now: Timestamp) {
         let delta = match told {
             Told::Renewed(renewed) => return self.book.renewed(source, &renewed),
+            Told::Hold(_) => return,
             Told::Delta(delta) => *delta,
         };
         let serial = delta.serial;
@@ -335,10 +356,17 @@ impl Merger {
         }
         let news = if is_whole { Some(self.book.whole(now)) } else { self.book.news(now) };
         let began = self.unsent.take().unwrap_or_else(Stopwatch::start);
-        let Some(news) = news else { return Ok(()) };
+        let Some(news) = news else {
+            // Everything that was told is held already.
+            if self.is_held {
+                let asks = self.take_asked();
+                self.acknowledge(asks);
+            }
+            return Ok(());
+        };
         (self.is_whole_due, self.has_sent) = (false, true);
         self.serial += 1;
-        let mut sent = InFlight { replies: Vec::new(), is_refused: false, began };
+        let mut sent = InFlight { replies: Vec::new(), is_refused: false, began, asks: self.take_asked() };
         let change = Arc::new(self.change(&news, is_whole, now));
         for sink in &mut self.sinks {
             match sink {
@@ -364,10 +392,31 @@ impl Merger {
     }
 
     fn answered(&mut self, is_held: bool, took: Duration, now: Timestamp) {
-        self.in_flight = None;
+        let asks = self.in_flight.take().map(|sent| sent.asks).unwrap_or_default();
         self.has_applied |= is_held;
         self.is_held = is_held;
+        if is_held {
+            self.acknowledge(asks);
+        } else {
+            // They are answered once a later change is held.
+            for (source, ask) in asks {
+                self.asked[source].get_or_insert(ask);
+            }
+        }
         self.metrics.answered(is_held, took, now);
+    }
+
+    fn take_asked(&mut self) -> Vec<(Source, Ask)> {
+        let asked = self.asked.iter_mut().enumerate();
+        asked.filter_map(|(source, ask)| Some((source, ask.take()?))).collect()
+    }
+
+    fn acknowledge(&self, asks: Vec<(Source, Ask)>) {
+        for (source, ask) in asks {
+            if let Some(acks) = self.acks.get(source) {
+                acks.say(ask);
+            }
+        }
     }
 
     /// Returns when there is something to do although nobody says anything.

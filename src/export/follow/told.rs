@@ -1,8 +1,9 @@
-//! What a resolver tells, read as it comes: `/delta`'s object and the two events of `/watch`.
+//! What a resolver tells, read as it comes: `/delta`'s object and the three events of `/watch`.
 //!
 //! ```text
 //!   {"session":…,"serial":…,"reset":…,"announced":[item,…],"withdrawn":[item,…]}   Told::Delta
 //!   {"session":…,"renewed":[{"address":…,"end":…},…]}                             Told::Renewed
+//!   {"follower":…,"mark":…}                                                       Told::Hold
 //! ```
 //! Items pass the [`Gate`] one by one while they are read, so what is refused or beyond the bounds takes no memory; it is
 //! counted. An object that breaks off, lacks something or holds a malformed item is an error as a whole: nobody acts
@@ -37,6 +38,9 @@ const APP_LEN_MAX: usize = 64;
 /// The most different lists of apps in one object; items beyond have none.
 const APP_LISTS_MAX: usize = 1024;
 
+/// The longest name that a resolver may give us.
+const FOLLOWER_LEN_MAX: usize = 64;
+
 /// The apps of an item, shared.
 pub(super) type Apps = Arc<[AppId]>;
 
@@ -45,6 +49,16 @@ pub(super) type Apps = Arc<[AppId]>;
 pub(super) enum Told {
     Delta(Box<Delta>),
     Renewed(Renewed),
+    Hold(Ask),
+}
+
+/// The question when everything told before is held.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ask {
+    /// Who we are to the resolver, for as long as the stream lasts: letters and digits.
+    pub(super) follower: String,
+    /// How far we were told.
+    pub(super) mark: u64,
 }
 
 /// A change of the resolver's set, or all of it.
@@ -145,6 +159,7 @@ impl<'de> Visitor<'de> for Object<'_> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Told, A::Error> {
         let mut delta = Delta::default();
         let mut renewed = Renewed::default();
+        let mut ask = Ask::default();
         let mut seen = HashSet::new();
         while let Some(Field(field)) = map.next_key()? {
             if field != Known::Other && !seen.insert(field) {
@@ -163,6 +178,8 @@ impl<'de> Visitor<'de> for Object<'_> {
                 Known::Renewed => {
                     map.next_value_seed(Items { object: &mut self, into: Place::Renewed(&mut renewed) })?
                 }
+                Known::Follower => ask.follower = map.next_value::<FollowerText>()?.0,
+                Known::Mark => ask.mark = map.next_value()?,
                 Known::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -176,7 +193,12 @@ impl<'de> Visitor<'de> for Object<'_> {
             renewed.session = delta.session;
             return Ok(Told::Renewed(renewed));
         }
-        Err(A::Error::custom("expected session, serial, reset, announced and withdrawn, or session and renewed"))
+        if has(&[Known::Follower, Known::Mark]) {
+            return Ok(Told::Hold(ask));
+        }
+        Err(A::Error::custom(
+            "expected session, serial, reset, announced and withdrawn; session and renewed; or follower and mark",
+        ))
     }
 }
 
@@ -188,6 +210,8 @@ enum Known {
     Announced,
     Withdrawn,
     Renewed,
+    Follower,
+    Mark,
     Other,
 }
 
@@ -204,6 +228,8 @@ impl<'de> Deserialize<'de> for Field {
                 "announced" => Known::Announced,
                 "withdrawn" => Known::Withdrawn,
                 "renewed" => Known::Renewed,
+                "follower" => Known::Follower,
+                "mark" => Known::Mark,
                 _ => Known::Other,
             }))
         })
@@ -215,6 +241,18 @@ struct SessionText(u64);
 impl<'de> Deserialize<'de> for SessionText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         text(deserializer, |text| Ok(Self(text.parse::<Session>().map_err(|error| error.to_string())?.0)))
+    }
+}
+
+/// What we are called by a resolver: it goes into a URL as it stands.
+struct FollowerText(String);
+
+impl<'de> Deserialize<'de> for FollowerText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer, |text| {
+            let is_id = (1..=FOLLOWER_LEN_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+            is_id.then(|| Self(text.to_owned())).ok_or_else(|| "a follower that is not letters and digits".to_owned())
+        })
     }
 }
 

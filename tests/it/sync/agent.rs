@@ -95,10 +95,15 @@ impl Agent {
         assert_eq!(self.child.wait().unwrap().signal(), Some(9));
     }
 
+    /// Sends a signal by name.
+    pub(super) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
     /// Sends a signal by name and returns the exit code.
     pub(crate) async fn ended_by(&mut self, signal: &str) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+        self.signal(signal);
         for _ in 0..PATIENCE.as_millis() / 10 {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();

@@ -1,5 +1,6 @@
 //! `greenlane sync`: a firewall elsewhere follows real resolvers, lying ones, and none.
 
+mod acks;
 pub(crate) mod agent;
 mod kernel;
 mod resolver;

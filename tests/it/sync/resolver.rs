@@ -38,6 +38,7 @@ impl Page {
 struct Script {
     delta: Page,
     watch: Page,
+    ack: Page,
     /// A field of each head.
     field: String,
     requests: Vec<String>,
@@ -77,7 +78,13 @@ impl Resolver {
     async fn listen(delta: Page, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let script = Script { delta, watch: Page::Stream(String::new()), field: String::new(), requests: Vec::new() };
+        let script = Script {
+            delta,
+            watch: Page::Stream(String::new()),
+            ack: Page::Body(204, "text/plain", String::new()),
+            field: String::new(),
+            requests: Vec::new(),
+        };
         let (script, events) = (Arc::new(Mutex::new(script)), broadcast::Sender::new(64));
         let mut tasks = JoinSet::new();
         let serving = (Arc::clone(&script), events.clone());
@@ -112,6 +119,11 @@ impl Resolver {
     /// Answers `/watch` so from now on.
     pub(super) fn watch(&self, page: Page) {
         self.script.lock().unwrap().watch = page;
+    }
+
+    /// Answers `/ack` so from now on.
+    pub(super) fn ack(&self, page: Page) {
+        self.script.lock().unwrap().ack = page;
     }
 
     /// Adds a field to each head.
@@ -151,7 +163,11 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let mut events = events.subscribe();
     let (page, field) = {
         let mut script = script.lock().unwrap();
-        let page = if head.starts_with("GET /watch") { script.watch.clone() } else { script.delta.clone() };
+        let page = match head.split(['?', ' ']).nth(1) {
+            Some("/watch") => script.watch.clone(),
+            Some("/ack") => script.ack.clone(),
+            _ => script.delta.clone(),
+        };
         script.requests.push(head);
         (page, script.field.clone())
     };
