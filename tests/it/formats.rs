@@ -37,6 +37,11 @@ pub fn has_tools(tools: &[&str]) -> bool {
     } else {
         return true;
     };
+    lacks(missing)
+}
+
+/// Says what a test is skipped for, and returns false; with `GREENLANE_TEST_REQUIRE=all` the test fails.
+pub fn lacks(missing: &str) -> bool {
     assert!(std::env::var("GREENLANE_TEST_REQUIRE").as_deref() != Ok("all"), "this test needs {missing}");
     eprintln!("skipped: this test needs {missing}");
     false

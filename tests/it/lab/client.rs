@@ -111,7 +111,8 @@ impl Client {
         socket
     }
 
-    async fn connect(&self, addr: SocketAddr) -> TcpStream {
+    /// Connects without TLS.
+    pub(super) async fn connect(&self, addr: SocketAddr) -> TcpStream {
         let make = || if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
         let socket = self.place.enter(make).unwrap();
         let connecting = timeout(PATIENCE, socket.connect(addr)).await;

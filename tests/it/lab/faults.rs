@@ -1,5 +1,8 @@
 //! Others' hands in the ruleset, reloads, and a greenlane that is killed.
 
+use std::net::Ipv4Addr;
+use std::process::Command;
+
 use greenlane::clock::Stopwatch;
 use hickory_proto::rr::RecordType;
 
@@ -20,7 +23,7 @@ async fn all_pass(ground: &Ground, known: u32, when: &str) {
         assert_eq!(ground.client.sees(listed4(n), &name(n)).await, Seen::Bypassed, "{when}, n{n}");
         assert_eq!(ground.client.sees(listed6(n), &name(n)).await, Seen::Bypassed, "{when}, n{n}");
     }
-    let vendors = std::net::Ipv4Addr::new(198, 18, 200, 7);
+    let vendors = Ipv4Addr::new(198, 18, 200, 7);
     assert_eq!(ground.client.sees(vendors, "n0.listed.example").await, Seen::Bypassed, "{when}");
 }
 
@@ -48,6 +51,9 @@ fn sets_of_the_operator_are_whole_again_after_whatever_others_do() {
         }
         until("the table that appeared", is_whole).await;
         all_pass(&ground, known, "after the table appeared").await;
+        for n in 100..150 {
+            assert_eq!(ground.client.visit(&name(n), RecordType::A).await, Seen::Bypassed, "first connection to n{n}");
+        }
 
         let mut flow = ground.client.open(listed4(1), &name(1)).await;
         let (connection, mut request) = flow.get().await;
@@ -95,7 +101,7 @@ fn table_of_ours_outlives_what_others_do() {
             "flush ruleset",
         ] {
             // Where the kernel knows owners, the first three are refused.
-            let done = std::process::Command::new("nft").args(line.split(' ')).output().unwrap().status.success();
+            let done = Command::new("nft").args(line.split(' ')).output().unwrap().status.success();
             if line == "flush ruleset" {
                 Way::Redirect.take();
             }
@@ -119,7 +125,7 @@ fn reload_leaves_no_gap_and_what_is_listed_no_longer_is_inspected_at_once() {
     in_gateway(async || {
         let listed = "# Demo\nlisted.example\nn1.other.example\n";
         let lab = Lab::start(Way::Redirect, |setup| setup.list("demo.list", listed), numbering).await;
-        let other = std::net::Ipv4Addr::new(198, 19, 0, 2);
+        let other = Ipv4Addr::new(198, 19, 0, 2);
         let mut flow = {
             assert_eq!(lab.client.visit("n1.other.example", RecordType::A).await, Seen::Bypassed);
             lab.client.open(other, "n1.other.example").await
@@ -181,6 +187,15 @@ fn killed_greenlane_costs_no_client_its_bypass() {
             request += 1;
             assert_eq!(flow.get().await, (connection, request), "a connection that was open goes on");
             assert_eq!(lab.client.visit(&name(10 + round), RecordType::A).await, Seen::Bypassed);
+        }
+        // While it is dead, its table goes, too: the store has everything before the first question is answered.
+        lab.greenlane.signal("KILL");
+        lab.greenlane.ended().await;
+        nft("delete table inet greenlane");
+        assert_eq!(lab.client.sees(listed4(0), &name(0)).await, Seen::Inspected, "nothing is marked any more");
+        lab.greenlane.begin_again().await;
+        for n in [0, 1, 2, 3, 11, 12, 13] {
+            assert_eq!(lab.client.sees(listed4(n), &name(n)).await, Seen::Bypassed, "n{n} out of the store");
         }
     });
 }

@@ -1,20 +1,25 @@
 //! Connections that are open while addresses come and go.
 
+use std::net::IpAddr;
+
 use hickory_proto::rr::RecordType;
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::time::timeout;
 
 use super::rules::{Way, block};
-use super::{Lab, Seen, either_way, in_gateway, listed4, listed6, numbering, told, until};
+use super::{Lab, Seen, address, either_way, in_gateway, listed4, listed6, numbering, told, until};
 use crate::harness::{PATIENCE, Setup};
 use crate::netns::{has, load};
+use crate::upstream::Asked;
 
 #[test]
 fn open_connections_keep_their_side_while_addresses_come_and_go() {
     either_way(async |way| {
         let ends = |setup: Setup| setup.with("learn", "min-hold = \"1s\"\ngrace = \"0s\"");
-        let script = |asked: &crate::upstream::Asked| asked.reply().answer(&told(super::address(asked), 1)).act();
+        let script = |asked: &Asked| asked.reply().answer(&told(address(asked), 1)).act();
         let lab = Lab::start(way, ends, script).await;
+        // The kernel's short cut to open sockets would hide a connection that changes its side.
+        std::fs::write("/proc/sys/net/ipv4/tcp_early_demux", "0").unwrap();
         let (name, rtype) = ("n1.listed.example", RecordType::A);
         // A client that had the address from elsewhere.
         let mut early = lab.client.open(listed4(1), name).await;
@@ -23,7 +28,7 @@ fn open_connections_keep_their_side_while_addresses_come_and_go() {
         let (before, before6) = (early.get().await, early6.get().await);
         // On a busy machine the second may be over before the connection is there: then again.
         let mut flows = Vec::new();
-        for (rtype, address) in [(rtype, listed4(1).into()), (RecordType::AAAA, std::net::IpAddr::from(listed6(1)))] {
+        for (rtype, address) in [(rtype, listed4(1).into()), (RecordType::AAAA, IpAddr::from(listed6(1)))] {
             let mut tries = 0;
             flows.push(loop {
                 lab.client.ask(name, rtype).await;
@@ -76,5 +81,22 @@ fn quic_is_refused_unless_bypassed_and_questions_to_others_are_answered_here() {
         quic.send(b"initial").await.unwrap();
         let refused = timeout(PATIENCE, quic.recv(&mut room)).await.expect("word comes at once");
         assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn proxys_ports_at_other_hosts_are_nothing_to_the_proxy() {
+    either_way(async |way| {
+        let lab = Lab::start(way, |setup| setup, numbering).await;
+        for port in [3129, 3130] {
+            let listener = lab.net.internet.enter(|| std::net::TcpListener::bind(("::", port)).unwrap());
+            listener.set_nonblocking(true).unwrap();
+            let listener = TcpListener::from_std(listener).unwrap();
+            for addr in [IpAddr::from(listed4(1)), listed6(1).into()] {
+                let _stream = lab.client.connect((addr, port).into()).await;
+                let came = timeout(PATIENCE, listener.accept()).await;
+                assert!(came.is_ok(), "{way:?}: {addr}, port {port}, went elsewhere");
+            }
+        }
     });
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,6 +13,11 @@ use tokio::time::sleep;
 use super::internet::Authority;
 use super::rules::block;
 use crate::harness::PATIENCE;
+
+/// Whether squid is the one that can make certificates.
+pub(super) fn is_there() -> bool {
+    Path::new("/usr/lib/squid/security_file_certgen").exists()
+}
 
 /// A running squid; it is killed with the test.
 pub(super) struct Proxy {

@@ -17,10 +17,11 @@ pub(super) enum Way {
 impl Way {
     /// The operator's rules.
     pub(super) fn rules(self) -> String {
-        block(match self {
+        let rules = block(match self {
             Self::Redirect => "redirect to :3129",
             Self::Tproxy => "tproxy to",
-        })
+        });
+        block("delete table inet inspection") + &rules
     }
 
     /// Whether this kernel knows them.

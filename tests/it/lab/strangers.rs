@@ -9,7 +9,7 @@ use super::{Lab, Seen, in_gateway, listed4, number, told};
 use crate::learning::never::{HOSTILE, hostile_record, strict};
 use crate::learning::{a, reply};
 use crate::netns::{has, in_namespace, lists, nft};
-use crate::upstream::Upstream;
+use crate::upstream::{Asked, Upstream};
 
 #[test]
 fn hostile_addresses_never_reach_the_kernel() {
@@ -38,7 +38,7 @@ fn hostile_addresses_never_reach_the_kernel() {
 fn own_addresses_and_injected_records_open_nothing() {
     in_gateway(async || {
         let victim = Ipv4Addr::new(198, 19, 9, 9);
-        let script = move |asked: &crate::upstream::Asked| {
+        let script = move |asked: &Asked| {
             let of_stranger = a("stranger.other.example", 300, victim);
             match asked.name().as_str() {
                 "n1.listed.example" => asked.reply().answer(&told(listed4(1), 300)).answer(&of_stranger).act(),
