@@ -747,8 +747,9 @@ async fn shrink_is_confirmed_in_so_many_words_or_taken_back() {
     assert_eq!(stage.learner.reload(listing(&["zoom"]), 4, None, Confirm::Explicit).await, 12);
     let released = stage.learner.accept_shrink().await;
     let snapshot = stage.learner.reader().snapshot();
-    assert_eq!((released.entries, released.withdrawn.len(), released.serial), (12, 12, snapshot.serial()));
-    assert!(released.withdrawn.iter().all(|item| snapshot.host(item.prefix().addr()).is_none()));
+    let withdrawn = released.withdrawn.unwrap();
+    assert_eq!((released.entries, withdrawn.len(), released.serial), (12, 12, snapshot.serial()));
+    assert!(withdrawn.iter().all(|item| snapshot.host(item.prefix().addr()).is_none()));
     assert_eq!(stage.addrs().len(), 4);
     assert_eq!(stage.puppets[0].holding.lock().hosts.len(), 4);
 }

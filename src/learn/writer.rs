@@ -158,8 +158,9 @@ impl Writer {
         let mut released = Released::default();
         if entries > 0 {
             let withdrawn = match self.book.draft().reader().since(session, before) {
-                Since::Delta(delta) => delta.withdrawn.clone(),
-                Since::Current | Since::Reset => Vec::new(),
+                Since::Delta(delta) => Some(delta.withdrawn.clone()),
+                Since::Current => Some(Vec::new()),
+                Since::Reset => None,
             };
             released = Released { entries, serial: self.book.draft().serial(), withdrawn };
         }

@@ -11,6 +11,7 @@ mod harness;
 mod layers;
 mod learning;
 mod metrics;
+mod operator;
 mod ordinary;
 mod promises;
 mod reload;
