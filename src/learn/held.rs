@@ -355,6 +355,7 @@ async fn answer_waits_for_every_follower_that_acknowledges() {
     for local in [&["nftables"][..], &[]] {
         let (stage, joins) = Stage::with_followers(local, true).await;
         let (near, far) = (join(&joins).await, join(&joins).await);
+        assert!(stage.metric("greenlane_learn_followers_waited 2"), "seen before anything else happens");
         near.act(Act::After(5));
         far.act(Act::After(30));
         let asked = Instant::now();
