@@ -1,19 +1,81 @@
 //! `greenlane check`: read everything, start nothing.
 
+use std::fmt::Display;
+use std::path::PathBuf;
+
 use super::{CheckArgs, ConfigFile, Failure};
 use crate::catalogue;
+use crate::config::Config;
 use crate::daemon::today;
+use crate::export::file;
+use crate::source::Location;
+use crate::web::{Options, Tokens};
 
-/// Reads configuration and lists; prints counts and warnings to standard output, problems to standard error.
+/// Reads configuration and lists, and what the configuration names; prints counts and warnings of the lists to standard
+/// output, other warnings and problems to standard error.
 pub(super) fn run(file: &ConfigFile, args: &CheckArgs) -> Result<(), Failure> {
-    let mut options = file.load()?.catalogue;
+    let config = file.load()?;
+    let mut problems = token_problems(&config);
+    problems.extend(export_problems(&config));
+    let mut options = config.catalogue;
     if let Some(zones) = &args.zones {
         options.path.clone_from(zones);
     }
-    let loaded = catalogue::load(&options, today()).map_err(|problems| {
-        let count = problems.0.len();
+    let loaded = catalogue::load(&options, today()).map_err(|found| {
+        let count = found.0.len();
         let noun = if count == 1 { "error" } else { "errors" };
-        Failure::failed(format!("{problems}\n{count} {noun} in {}", options.path.display()))
-    })?;
-    super::print(catalogue::report(&loaded).to_string())
+        format!("{found}\n{count} {noun} in {}", options.path.display())
+    });
+    match loaded {
+        Ok(loaded) if problems.is_empty() => super::print(catalogue::report(&loaded).to_string()),
+        Err(lists) if problems.is_empty() => Err(Failure::failed(lists)),
+        loaded => {
+            problems.extend(loaded.err());
+            Err(Failure::usage(problems.join("\n")))
+        }
+    }
+}
+
+/// Looks at the files of tokens as a start does; tells what only should be better.
+fn token_problems(config: &Config) -> Vec<String> {
+    let Options { read_token_file: read, admin_token_file: admin, .. } = &config.web;
+    let one = |read: &Option<PathBuf>, admin: &Option<PathBuf>| Options {
+        read_token_file: read.clone(),
+        admin_token_file: admin.clone(),
+        ..Options::default()
+    };
+    let mut problems = Vec::new();
+    // Each alone, so that both are told of; then together.
+    let (read_place, admin_place) = (&config.places.read_token_file, &config.places.admin_token_file);
+    for (options, place) in [(one(read, &None), read_place), (one(&None, admin), admin_place)] {
+        match Tokens::load(&options) {
+            Ok((_, warnings)) => warnings.iter().for_each(|warning| warn(place.as_ref(), warning)),
+            Err(error) => problems.push(placed(place.as_ref(), &error)),
+        }
+    }
+    if let Ok((tokens, _)) = Tokens::load(&config.web)
+        && tokens.are_equal()
+    {
+        warn(admin_place.as_ref(), &"web.admin-token-file: holds the read token, so that every reader may act");
+    }
+    problems
+}
+
+/// Looks whether files can be written where the set is exported to.
+fn export_problems(config: &Config) -> Vec<String> {
+    let places = config.places.export_files.iter().map(Some).chain(std::iter::repeat(None));
+    let checked = config.export_files.iter().zip(places);
+    checked
+        .filter_map(|(options, place)| {
+            Some(placed(place, &format!("export.file.path: {}", file::check(options).err()?)))
+        })
+        .collect()
+}
+
+fn warn(place: Option<&Location>, warning: &impl Display) {
+    super::tell(format_args!("warning: {}", placed(place, warning)));
+}
+
+fn placed(place: Option<&Location>, what: &impl Display) -> String {
+    place.map_or_else(|| what.to_string(), |place| format!("{place}: {what}"))
 }

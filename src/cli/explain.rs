@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::prefixes::{base_url, get, percent_encoded};
+use super::site::{Right, Site, percent_encoded};
 use super::{ConfigFile, ExplainArgs, Failure};
 use crate::catalogue::{self, Catalogue};
 use crate::clock::Clock;
@@ -25,16 +25,12 @@ pub(super) fn run(file: &ConfigFile, args: &ExplainArgs) -> Result<(), Failure> 
         let loaded = catalogue::load(&config.catalogue, today()).map_err(Failure::usage)?;
         offline(&what, loaded.catalogue, config.learn)
     } else {
-        let base = match &args.url {
-            Some(url) => url.clone(),
-            None => base_url(&file.load()?)?,
-        };
-        let url = format!("{base}/explain?{}={}", what.key(), percent_encoded(&args.what));
-        let body = get(&url).map_err(|failure| Failure {
+        let site = Site::find(file, &args.site, Right::Read)?;
+        let target = format!("/explain?{}={}", what.key(), percent_encoded(&args.what));
+        site.get_json(&target).map_err(|failure| Failure {
             message: format!("{}\n(`--offline` asks the lists alone)", failure.message),
             ..failure
-        })?;
-        serde_json::from_str(&body).map_err(|error| Failure::failed(format!("{url}: no JSON: {error}")))?
+        })?
     };
     super::print(if args.json { format!("{value:#}\n") } else { in_words(&value, args.offline) })
 }

@@ -23,6 +23,7 @@ mod kept;
 mod nft;
 mod prefixes;
 mod serve;
+mod site;
 mod sync;
 
 /// A DNS forwarder that keeps a firewall's TLS-inspection bypass exact.
@@ -102,14 +103,24 @@ struct ExplainArgs {
     #[arg(value_name = "NAME|ADDRESS")]
     what: String,
     /// Ask the lists alone, no running greenlane
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["url", "token_file"])]
     offline: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    site: SiteArgs,
+}
+
+/// Which running greenlane, and as whom.
+#[derive(Debug, Args)]
+struct SiteArgs {
     /// The web listener of the greenlane to ask, if not the configured one
-    #[arg(long, value_name = "URL", value_parser = prefixes::read_url, conflicts_with = "offline")]
+    #[arg(long, value_name = "URL", value_parser = site::read_url)]
     url: Option<String>,
+    /// File of the token to show there, if not the configured one; on loopback none is needed
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -126,9 +137,11 @@ struct PrefixesArgs {
     /// Only static or only learned ones
     #[arg(long, value_name = "static|learned", value_parser = ["static", "learned"], hide_possible_values = true)]
     origin: Option<String>,
-    /// The web listener of the greenlane to ask, if not the configured one
-    #[arg(long, value_name = "URL", value_parser = prefixes::read_url)]
-    url: Option<String>,
+    /// Confirm that the set may shrink as the lists say, and print what left it
+    #[arg(long, conflicts_with_all = ["format", "family", "app", "origin"])]
+    accept_shrink: bool,
+    #[command(flatten)]
+    site: SiteArgs,
 }
 
 /// Reads the name of a form of the set.

@@ -73,6 +73,8 @@ pub struct Config {
     pub export_files: Vec<export::file::Options>,
     /// `[log]`.
     pub log: LogOptions,
+    /// Where paths were written that only the disk can tell to be right.
+    pub places: Places,
     /// One warning for each key or table that is set to something other than its default while its part is not
     /// built; in the order of the file.
     pub not_built: Vec<Problem>,
@@ -146,9 +148,21 @@ impl Default for Config {
             export_nftables: Vec::new(),
             export_files: Vec::new(),
             log: LogOptions::default(),
+            places: Places::default(),
             not_built: Vec::new(),
         }
     }
+}
+
+/// Where paths were written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// `web.read-token-file`.
+    pub read_token_file: Option<Location>,
+    /// `web.admin-token-file`.
+    pub admin_token_file: Option<Location>,
+    /// The path of each `[[export.file]]`, in the order of the file.
+    pub export_files: Vec<Location>,
 }
 
 /// Where the set is kept unless `store.path` says otherwise.

@@ -10,7 +10,7 @@ use super::error::{Fault, Faults, First, quoted};
 use super::key::{AnyKey, State, Unset};
 use super::raw::{At, Entries, Raw};
 use super::units::print_duration;
-use super::{Config, LogOptions, table, upstream};
+use super::{Config, LogOptions, Places, table, upstream};
 use crate::export::nftables::{self, Mode, SetNames, SetsError, TableFamily};
 use crate::forward::{Route, Upstream};
 use crate::pipeline::TagOptions;
@@ -26,6 +26,7 @@ pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Conf
     let forward = forward(raw, &listen, faults);
     let own = own_addresses(&listen, &forward);
     let learn = learn(entries, own, faults);
+    let (export_files, export_places) = export_files(raw, folder, faults);
     Config {
         web,
         cache: cache(entries, faults),
@@ -35,7 +36,12 @@ pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Conf
         store: Some(store(entries, folder, faults)),
         export_nftables: export_nftables(raw, &learn, faults),
         learn,
-        export_files: export_files(raw, folder, faults),
+        places: Places {
+            read_token_file: place(entries, table::WEB_READ_TOKEN_FILE.spec.path),
+            admin_token_file: place(entries, table::WEB_ADMIN_TOKEN_FILE.spec.path),
+            export_files: export_places,
+        },
+        export_files,
         log: log(entries, faults),
         not_built: not_built(raw, faults),
         listen,
@@ -363,9 +369,11 @@ fn export_nftables(raw: &Raw<'_>, learn: &learn::Options, faults: &mut Faults) -
     engines
 }
 
-fn export_files(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Vec<export::file::Options> {
+/// `[[export.file]]`, each path once, and where the paths were written.
+fn export_files(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> (Vec<export::file::Options>, Vec<Location>) {
     let mut files = Vec::new();
     let mut paths = Vec::new();
+    let mut places = Vec::new();
     for table in raw.tables("export.file") {
         let path = table.entries.read(&table::FILE_PATH, faults);
         let format = table.entries.read(&table::FILE_FORMAT, faults).unwrap_or_default();
@@ -381,9 +389,15 @@ fn export_files(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Vec<export
             |path| quoted(&path.display().to_string()),
             faults,
         );
+        places.push(path.location);
         files.push(export::file::Options { path: path.value, format, on_change: command(folder, on_change) });
     }
-    files
+    (files, places)
+}
+
+/// Returns where a key was written.
+fn place(entries: &Entries<'_>, path: &str) -> Option<Location> {
+    entries.item(path).map(|item| item.at.location())
 }
 
 /// Lets a program that is given by a relative path start at `folder`; a bare name is looked up in `PATH`.

@@ -355,6 +355,7 @@ async fn answer_waits_for_every_follower_that_acknowledges() {
     for local in [&["nftables"][..], &[]] {
         let (stage, joins) = Stage::with_followers(local, true).await;
         let (near, far) = (join(&joins).await, join(&joins).await);
+        assert!(stage.metric("greenlane_learn_followers_waited 2"), "seen before anything else happens");
         near.act(Act::After(5));
         far.act(Act::After(30));
         let asked = Instant::now();
@@ -747,8 +748,9 @@ async fn shrink_is_confirmed_in_so_many_words_or_taken_back() {
     assert_eq!(stage.learner.reload(listing(&["zoom"]), 4, None, Confirm::Explicit).await, 12);
     let released = stage.learner.accept_shrink().await;
     let snapshot = stage.learner.reader().snapshot();
-    assert_eq!((released.entries, released.withdrawn.len(), released.serial), (12, 12, snapshot.serial()));
-    assert!(released.withdrawn.iter().all(|item| snapshot.host(item.prefix().addr()).is_none()));
+    let withdrawn = released.withdrawn.unwrap();
+    assert_eq!((released.entries, withdrawn.len(), released.serial), (12, 12, snapshot.serial()));
+    assert!(withdrawn.iter().all(|item| snapshot.host(item.prefix().addr()).is_none()));
     assert_eq!(stage.addrs().len(), 4);
     assert_eq!(stage.puppets[0].holding.lock().hosts.len(), 4);
 }

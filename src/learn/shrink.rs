@@ -21,14 +21,21 @@ use crate::set::{Item, NameRecord, Sighting, StaticEntry};
 const SHRINK_COUNT_MIN: usize = 10;
 
 /// What left when a shrink was confirmed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
     /// How many entries were kept: static prefixes and sightings of names.
     pub entries: usize,
     /// The serial of the set without them; 0 if nothing was kept.
     pub serial: u64,
-    /// What the set has lost with them, sorted; empty if it is more than the history of the set holds.
-    pub withdrawn: Vec<Item>,
+    /// What the set has lost with them, sorted; `None` if it is more than the history of the set holds.
+    pub withdrawn: Option<Vec<Item>>,
+}
+
+/// Nothing.
+impl Default for Released {
+    fn default() -> Self {
+        Self { entries: 0, serial: 0, withdrawn: Some(Vec::new()) }
+    }
 }
 
 /// Entries that stay although no list has them.

@@ -81,7 +81,6 @@ impl Writer {
         let offers = Arc::clone(&self.offers);
         loop {
             let (next_end, hold) = (self.book.next_end().unwrap_or(NEVER), self.hold());
-            let has_sinks = !self.sinks.is_empty();
             tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
@@ -100,7 +99,7 @@ impl Writer {
                     // Of very many that end together the others come in the next turn; let somebody else have theirs.
                     tokio::task::yield_now().await;
                 }
-                () = self.sinks.tend(self.book.draft(), hold), if has_sinks => {}
+                () = self.sinks.tend(self.book.draft(), hold) => {}
             }
         }
     }
@@ -158,8 +157,9 @@ impl Writer {
         let mut released = Released::default();
         if entries > 0 {
             let withdrawn = match self.book.draft().reader().since(session, before) {
-                Since::Delta(delta) => delta.withdrawn.clone(),
-                Since::Current | Since::Reset => Vec::new(),
+                Since::Delta(delta) => Some(delta.withdrawn.clone()),
+                Since::Current => Some(Vec::new()),
+                Since::Reset => None,
             };
             released = Released { entries, serial: self.book.draft().serial(), withdrawn };
         }

@@ -50,7 +50,7 @@ mod tests;
 
 pub use server::{serve, serve_metrics};
 pub use state::{AcceptShrink, Followed, Hooks, State};
-pub use token::{TokenError, Tokens};
+pub use token::{TokenError, Tokens, read_token};
 
 use guard::Peer;
 use state::Web;

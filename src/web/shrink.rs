@@ -9,13 +9,16 @@ use hyper::body::Body as _;
 use serde_json::{Value, json};
 
 use super::query;
-use super::reply::{json as reply, refused};
+use super::reply::{json as reply, not_ready, refused};
 use super::state::Web;
 use crate::set::Item;
 
 /// Answers `POST /shrink/accept`: how many entries were kept, and which prefixes left with them. Nothing kept is no
-/// fault.
+/// fault. They are `null` if they are too many to be told.
 pub(super) async fn accept(web: Arc<Web>, uri: Uri, body: Body) -> Response {
+    if !web.is_ready() {
+        return not_ready();
+    }
     if !body.is_end_stream() {
         return refused(StatusCode::BAD_REQUEST, "expected no body");
     }
@@ -23,7 +26,7 @@ pub(super) async fn accept(web: Arc<Web>, uri: Uri, body: Body) -> Response {
         return refused(StatusCode::BAD_REQUEST, &error.to_string());
     }
     let released = (web.state.hooks.accept_shrink)().await;
-    let withdrawn: Vec<Value> = released.withdrawn.iter().map(item).collect();
+    let withdrawn = released.withdrawn.map(|items| items.iter().map(item).collect::<Vec<Value>>());
     reply(&json!({ "released": released.entries, "serial": released.serial, "withdrawn": withdrawn }))
 }
 

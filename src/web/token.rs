@@ -57,6 +57,16 @@ pub struct Tokens {
     admin: Option<Token>,
 }
 
+/// Reads a token for asking another; returns what should be better about its file, too. `key` names the file in both.
+///
+/// # Errors
+/// The file cannot be used.
+pub fn read_token(key: &'static str, path: &Path) -> Result<(String, Vec<String>), TokenError> {
+    let mut warnings = Vec::new();
+    let token = Token::load(key, path, &mut warnings)?;
+    Ok((token.0.into(), warnings))
+}
+
 /// What a request's `Authorization` is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Grant {
@@ -83,12 +93,16 @@ impl Tokens {
         };
         let read = load("web.read-token-file", &options.read_token_file)?;
         let admin = load("web.admin-token-file", &options.admin_token_file)?;
-        if let (Some(read), Some(admin)) = (&read, &admin)
-            && admin.is(read.0.as_bytes())
-        {
+        let tokens = Self { read, admin };
+        if tokens.are_equal() {
             warnings.push("web.admin-token-file: holds the read token, so that every reader may act".to_owned());
         }
-        Ok((Self { read, admin }, warnings))
+        Ok((tokens, warnings))
+    }
+
+    /// Returns whether both are there and one and the same.
+    pub fn are_equal(&self) -> bool {
+        self.read.as_ref().zip(self.admin.as_ref()).is_some_and(|(read, admin)| admin.is(read.0.as_bytes()))
     }
 
     /// Returns whether any token can open what is not open.

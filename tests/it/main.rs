@@ -14,6 +14,7 @@ mod layers;
 mod learning;
 mod metrics;
 mod netns;
+mod operator;
 mod ordinary;
 mod processes;
 mod promises;

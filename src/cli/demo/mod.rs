@@ -197,8 +197,9 @@ impl Show<'_> {
     /// What a firewall would read.
     async fn prefixes(&self) -> Result<(), Failure> {
         let Some(web) = self.daemon.web() else { return Ok(()) };
-        let url = format!("http://{web}/prefixes.txt");
-        let body = super::prefixes::fetch(&url).await?;
+        let base = format!("http://{web}");
+        let url = format!("{base}/prefixes.txt");
+        let body = super::site::fetch(base, "/prefixes.txt").await?;
         let lines: Vec<&str> = body.lines().collect();
         say(format_args!("\n  {url}: {} prefixes, aggregated without loss", lines.len()))?;
         for line in lines.iter().take(PREFIXES_SHOWN) {
