@@ -17,11 +17,11 @@ use hashbrown::HashMap;
 use nix::errno::Errno;
 use tokio::time::Instant;
 
-use super::layout::{Layout, Ownership, Standing};
+use super::layout::{self, Layout, Ownership, Standing};
 use super::link::{Link, Monitor};
 use super::message::{Batch, Kind};
 use super::meter::{Meter, Metrics};
-use super::plan::{Held, Plan, Renewal, Surplus, Wanted, is_covered, plan};
+use super::plan::{Held, Plan, Renewal, Surplus, Wanted, is_covered, is_end_right, plan};
 use super::range::{Dump, Found, Range, Shape};
 use super::sets::{self, SetInfo, Target};
 use super::transaction::{self, Broken, Op, Outcome, Place, Table, Verb};
@@ -104,15 +104,17 @@ pub(super) struct Engine {
     slow_commits: usize,
     /// What the last dump may be relied on for; `None` if the next look must dump.
     proof: Option<Proof>,
+    /// Whether something was heard since the last look.
+    is_touched: bool,
     #[cfg(test)]
     pub(super) kernel: super::testing::Kernel,
 }
 
-/// That a set of ours holds what we know of, without a dump: a dump of 100,000 elements costs the kernel 200 ms.
+/// That the sets hold what we know of, without a dump: a dump of 100,000 elements costs the kernel 200 ms.
 ///
 /// Every transaction in this network namespace, whoever commits it, raises the generation of the ruleset by one. If it
-/// has grown by as many as we committed since the last dump, nobody else changed anything. That does not speak for sets
-/// of the operator, to which rules may add elements while packets pass.
+/// has grown by as many as we committed since the last dump, nobody else changed anything. That does not speak for
+/// tables of the operator with rules that change sets while packets pass, so those are always dumped.
 #[derive(Clone, Copy, Debug)]
 struct Proof {
     /// The generation before the dump.
@@ -123,6 +125,8 @@ struct Proof {
     uses: u32,
 }
 
+/// Elements that end within this time are left to it when all else is as it should be.
+const ENDING: Duration = Duration::from_secs(2);
 /// So often a proof is relied on before a dump is made all the same.
 const PROOF_USES_MAX: u32 = 9;
 
@@ -159,6 +163,7 @@ impl Engine {
             look_took: Duration::ZERO,
             slow_commits: 0,
             proof: None,
+            is_touched: false,
             #[cfg(test)]
             kernel: super::testing::Kernel::default(),
         }
@@ -230,6 +235,7 @@ impl Engine {
     pub(super) fn hear(&mut self, news: News) {
         if news != News::None {
             self.proof = None;
+            self.is_touched = true;
             let gap = (self.look_took * 4).clamp(LOOK_GAP_MIN, LOOK_GAP_MAX);
             self.look_at = self.look_at.min(self.looked_at.after(gap).max(self.clock.now()));
         }
@@ -423,6 +429,7 @@ impl Engine {
         let is_first = self.is_blocked;
         let result = self.try_look();
         let now = self.clock.now();
+        self.is_touched = false;
         self.look_took = begun.elapsed();
         self.looked_at = now;
         match result {
@@ -495,20 +502,36 @@ impl Engine {
             }
         }
         if self.is_proven(link) {
-            self.hosts.retain(|_, until| *until > self.looked_at);
-            self.sets.iter_mut().for_each(|set| set.drop_ended(self.looked_at));
-            self.show();
+            self.rely();
             return Ok(0);
         }
         self.compare(link)
     }
 
+    /// Goes on with what is known: only time has passed.
+    fn rely(&mut self) {
+        let now = self.clock.now();
+        self.hosts.retain(|_, until| *until > now);
+        self.sets.iter_mut().for_each(|set| set.drop_ended(now));
+        self.show();
+    }
+
+    /// Whether rules of the table change sets while packets pass, which raises no generation.
+    fn has_rules_that_change_sets(&self, link: &mut Link) -> bool {
+        let question = layout::ask_for_rules(&self.options.table);
+        let take = |found: &mut bool, attrs: &[u8]| *found |= layout::changes_a_set(attrs);
+        link.dump(Kind::GetRule, self.options.family, question, || false, take).unwrap_or(true)
+    }
+
     /// Whether the sets need no dump, since nobody else has changed anything since the last one.
     fn is_proven(&mut self, link: &mut Link) -> bool {
-        let Some(proof) = self.proof.as_mut().filter(|proof| proof.uses < PROOF_USES_MAX) else { return false };
-        if self.trouble.is_some() || self.is_blocked {
+        // Where another's element was as good as ours until now, ours must come.
+        let now = self.clock.now();
+        let ends = |found: &Found| found.until.is_some_and(|until| until <= now);
+        if self.trouble.is_some() || self.is_blocked || self.sets.iter().any(|set| set.foreign.iter().any(ends)) {
             return false;
         }
+        let Some(proof) = self.proof.as_mut().filter(|proof| proof.uses < PROOF_USES_MAX) else { return false };
         proof.uses += 1;
         let ours = link.commits().wrapping_sub(proof.commits);
         link.generation() == Some(proof.generation.wrapping_add(ours))
@@ -575,6 +598,10 @@ impl Engine {
                 flaws.push(format!("set {family} {table} {name} cannot be filled: {flaw}; {verb} it with: {command}"));
             }
         }
+        if flaws.is_empty() && self.is_told && self.is_proven(link) {
+            self.rely();
+            return Ok(0);
+        }
         // A set that will do is filled although another will not.
         let changed = if self.is_told { self.compare(link)? } else { 0 };
         if flaws.is_empty() {
@@ -596,13 +623,19 @@ impl Engine {
         let now = self.clock.now();
         self.hosts.retain(|_, until| *until > now);
         let adopts = self.surplus == Surplus::Adopt;
-        let proof = link.generation().filter(|_| self.layout.is_some());
+        let is_certain = self.layout.is_some() || !self.has_rules_that_change_sets(link);
+        let proof = link.generation().filter(|_| is_certain);
         let proof = proof.map(|generation| Proof { generation, commits: link.commits(), uses: 0 });
         let mut ops = Vec::new();
         for at in 0..self.sets.len() {
             let Some(shape) = self.sets[at].shape(self.is_signed()) else { continue };
-            let found = self.dump(link, at, shape).map_err(Trouble::of)?;
-            let plan = self.plan(at, shape, found, adopts);
+            let dump = self.dump(link, at).map_err(Trouble::of)?;
+            let now = self.clock.now();
+            self.sets[at].drop_ended(now);
+            if self.is_as_known(at, shape, &dump, now) {
+                continue;
+            }
+            let plan = self.plan(at, shape, dump.finish(shape), adopts);
             let set = &mut self.sets[at];
             (set.held, set.foreign, set.adopted) = (plan.held, plan.foreign, plan.adopted);
             ops.extend(plan.ops);
@@ -620,11 +653,45 @@ impl Engine {
         Ok(if is_fine { count } else { 0 })
     }
 
-    fn dump(&self, link: &mut Link, at: usize, shape: Shape) -> Result<Vec<Found>, Errno> {
+    fn dump(&self, link: &mut Link, at: usize) -> Result<Dump, Errno> {
         let question = transaction::ask_for(&self.options.table, &self.sets[at].target.name, None);
-        let take = |dump: &mut Dump, attrs: &[u8]| dump.take(transaction::elements(attrs));
-        let dump = link.dump(Kind::GetElements, self.options.family, question, Dump::default, take)?;
-        Ok(dump.finish(shape, self.clock.now()))
+        let take = |dump: &mut Dump, attrs: &[u8]| dump.take(transaction::elements(attrs), self.clock.now());
+        // More than that is somebody else's, and grows it.
+        let len = self.sets[at].held.len() + 16;
+        link.dump(Kind::GetElements, self.options.family, question, || Dump::with_capacity(len), take)
+    }
+
+    /// Whether a set of learned hosts holds what we know of and what it should: found out in one go, since that is how
+    /// it nearly always is. `false` only says that it takes a closer look.
+    fn is_as_known(&self, at: usize, shape: Shape, dump: &Dump, now: Timestamp) -> bool {
+        let set = &self.sets[at];
+        let has_more = !set.foreign.is_empty() || !set.adopted.is_empty();
+        if !set.target.is_learned() || shape.has_intervals || !shape.has_timeouts || has_more || self.is_touched {
+            return false;
+        }
+        // What is about to end may have ended in one place and not yet in the other.
+        let soon = now.after(ENDING);
+        let lasts = |until: &Timestamp| *until > soon;
+        let mut lasting_found = 0;
+        for (key, ends, is_signed) in dump.singles() {
+            let (Some(ends), true) = (ends, is_signed || !shape.is_signed) else { return false };
+            match set.held.get(&key) {
+                Some((_, Some(until))) if is_end_right(*until, ends) => {
+                    lasting_found += usize::from(lasts(until));
+                }
+                None if !lasts(&ends) => {}
+                _ => return false,
+            }
+        }
+        let lasting = set.held.values().filter(|(_, until)| until.as_ref().is_some_and(lasts)).count();
+        let mut wanted = 0;
+        let is_held = |(addr, until): (&IpAddr, &Timestamp)| {
+            wanted += 1;
+            let held = set.held.get(&Range::host(*addr).first);
+            held.is_some_and(|(_, ends)| ends.as_ref() == Some(until))
+        };
+        let of_family = |(addr, until): &(&IpAddr, &Timestamp)| Family::of(**addr) == shape.family && lasts(until);
+        lasting == lasting_found && self.hosts.iter().filter(of_family).all(is_held) && wanted == lasting
     }
 
     /// Commits changes that an order asks for.
@@ -710,9 +777,9 @@ impl Engine {
         let Some(shape) = set.shape(self.is_signed()) else { return };
         let which = transaction::ask_for(&self.options.table, &set.target.name, Some((shape, probe.range)));
         let mut dump = Dump::default();
-        let take = |attrs: &[u8]| dump.take(transaction::elements(attrs));
+        let take = |attrs: &[u8]| dump.take(transaction::elements(attrs), self.clock.now());
         let is_there = link.ask(Kind::GetElements, self.options.family, which, take);
-        let ends = dump.finish(shape, self.clock.now()).first().and_then(|found| found.until);
+        let ends = dump.finish(shape).first().and_then(|found| found.until);
         let is_renewed = ends.zip(probe.until).is_some_and(|(ends, until)| until.since(ends) < TELLING_RENEWAL / 2);
         if is_there == Ok(true) {
             let renewal = if is_renewed { Renewal::Update } else { Renewal::Replace };

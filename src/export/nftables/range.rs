@@ -195,22 +195,33 @@ pub(super) struct Dump {
 struct Raw {
     key: u128,
     is_end: bool,
-    expires_millis: Option<u64>,
+    until: Option<Timestamp>,
     is_signed: bool,
 }
 
 impl Dump {
-    /// Takes the elements of one message; what has no key of the set's type is passed over.
-    pub(super) fn take(&mut self, elements: Attrs<'_>) {
-        self.elements.extend(elements.filter_map(|(_, element)| Raw::read(Attrs(element))));
+    /// Makes one with room for about so many elements.
+    pub(super) fn with_capacity(len: usize) -> Self {
+        Self { elements: Vec::with_capacity(len) }
     }
 
-    /// Joins ends with starts and returns what the set held at `now`, sorted by address.
-    pub(super) fn finish(self, shape: Shape, now: Timestamp) -> Vec<Found> {
+    /// Hands out the elements of a set of single addresses: key, when it ends, whether it is signed.
+    pub(super) fn singles(&self) -> impl Iterator<Item = (u128, Option<Timestamp>, bool)> + '_ {
+        self.elements.iter().map(|raw| (raw.key, raw.until, raw.is_signed))
+    }
+
+    /// Takes the elements of one message that came `now`: the kernel tells what is left of each element's time, and a
+    /// dump may take seconds. What has no key of the set's type is passed over.
+    pub(super) fn take(&mut self, elements: Attrs<'_>, now: Timestamp) {
+        self.elements.extend(elements.filter_map(|(_, element)| Raw::read(Attrs(element), now)));
+    }
+
+    /// Joins ends with starts and returns what the set holds, sorted by address.
+    pub(super) fn finish(self, shape: Shape) -> Vec<Found> {
         let mut elements = self.elements;
         let found = |raw: &Raw, last: u128| Found {
             range: Range { first: raw.key, last },
-            until: raw.expires_millis.map(|millis| Timestamp::from_millis(now.as_millis().saturating_add(millis))),
+            until: raw.until,
             is_signed: raw.is_signed,
         };
         // An end sorts before the start of the range behind it.
@@ -233,18 +244,22 @@ impl Dump {
 }
 
 impl Raw {
-    fn read(attrs: Attrs<'_>) -> Option<Self> {
-        let key = Self::key(attrs.inside(ELEM_KEY))?;
-        let flags = attrs.number(ELEM_FLAGS).unwrap_or(0);
-        if flags & FLAG_CATCHALL != 0 || attrs.find(ELEM_KEY_END).is_some() {
-            return None;
+    fn read(attrs: Attrs<'_>, now: Timestamp) -> Option<Self> {
+        let until = |millis: u64| Timestamp::from_millis(now.as_millis().saturating_add(millis));
+        let (mut key, mut flags, mut ends, mut is_signed) = (None, 0, None, false);
+        // One walk for all, since there may be very many.
+        for (kind, value) in attrs {
+            match kind {
+                ELEM_KEY => key = Self::key(Attrs(value)),
+                ELEM_FLAGS => flags = value.try_into().map_or(0, u32::from_be_bytes),
+                ELEM_EXPIRATION => ends = value.try_into().ok().map(|millis| until(u64::from_be_bytes(millis))),
+                ELEM_USERDATA => is_signed = value == SIGNATURE,
+                ELEM_KEY_END => return None,
+                _ => {}
+            }
         }
-        Some(Self {
-            key,
-            is_end: flags & FLAG_INTERVAL_END != 0,
-            expires_millis: attrs.long(ELEM_EXPIRATION),
-            is_signed: attrs.find(ELEM_USERDATA) == Some(SIGNATURE),
-        })
+        let key = key.filter(|_| flags & FLAG_CATCHALL == 0)?;
+        Some(Self { key, is_end: flags & FLAG_INTERVAL_END != 0, until: ends, is_signed })
     }
 
     fn key(data: Attrs<'_>) -> Option<u128> {
@@ -337,8 +352,8 @@ mod tests {
                 prop_assert!(out.len() - at <= ENCODED_LEN_MAX);
             }
             let mut dump = Dump::default();
-            dump.take(Attrs(&out));
-            let found = dump.finish(shape(family, has_intervals), NOW);
+            dump.take(Attrs(&out), NOW);
+            let found = dump.finish(shape(family, has_intervals));
             let until = Some(Timestamp::from_millis(NOW.as_millis() + 1500));
             let model: Vec<Found> = given.iter().map(|range| Found { range: *range, until, is_signed: true }).collect();
             prop_assert_eq!(found, model);
@@ -347,8 +362,8 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..300), has_intervals: bool) {
             let mut dump = Dump::default();
-            dump.take(Attrs(&bytes));
-            let _ = dump.finish(shape(Family::V4, has_intervals), NOW);
+            dump.take(Attrs(&bytes), NOW);
+            let _ = dump.finish(shape(Family::V4, has_intervals));
         }
     }
 
@@ -360,8 +375,8 @@ mod tests {
             encode(&mut out, shape(family, true), range, None);
             assert_eq!(Attrs(&out).count(), 1);
             let mut dump = Dump::default();
-            dump.take(Attrs(&out));
-            assert_eq!(dump.finish(shape(family, true), NOW)[0].range, range);
+            dump.take(Attrs(&out), NOW);
+            assert_eq!(dump.finish(shape(family, true))[0].range, range);
         }
     }
 }
