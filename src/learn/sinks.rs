@@ -57,6 +57,8 @@ struct Sink {
 struct Sent {
     reply: Reply,
     at: Timestamp,
+    /// It takes as long as it takes, which says nothing about how long others would.
+    is_bulk: bool,
 }
 
 #[derive(Debug)]
@@ -128,8 +130,8 @@ impl Sinks {
             Poll::Ready(())
         })
         .await;
-        self.send(change, draft, hold);
-        let mut all_hold = true;
+        let is_left = self.send(change, draft, hold);
+        let mut all_hold = !is_left;
         let (news, patience) = (Arc::clone(&self.news), tokio::time::sleep(hold));
         tokio::pin!(patience);
         loop {
@@ -156,17 +158,23 @@ impl Sinks {
         }
     }
 
-    fn send(&mut self, change: &Arc<Change>, draft: &Draft, hold: Duration) {
+    /// Returns whether it is left to a sink that others would wait for, since it is bulk.
+    fn send(&mut self, change: &Arc<Change>, draft: &Draft, hold: Duration) -> bool {
         self.catch_up(draft);
         let now = self.clock.now();
+        let has_time = change.is_bulk() && !change.whole && !change.last;
+        let mut is_left = false;
         for sink in &mut self.sinks {
             let Some(sent) = sink.send(change, now) else { continue };
-            if sink.is_waited_for() && !hold.is_zero() {
+            let waits = sink.is_waited_for() && !hold.is_zero();
+            is_left |= waits && has_time;
+            if waits && !has_time {
                 sink.awaited = Some(sent);
             } else {
                 sink.behind.push_back(sent);
             }
         }
+        is_left
     }
 
     /// Sends the whole set to those who ask for it, and a probe to those that are slow and have caught up.
@@ -198,7 +206,7 @@ impl Sinks {
             let Some(mut sent) = sink.awaited.take() else { continue };
             match sent.reply.poll(cx) {
                 Poll::Ready(applied) => {
-                    sink.answered(applied, now.since(sent.at), hold);
+                    sink.answered(applied, &sent, now.since(sent.at), hold);
                     *all_hold &= applied == Applied::Held;
                 }
                 Poll::Pending => {
@@ -218,7 +226,7 @@ impl Sinks {
             for mut sent in std::mem::take(&mut sink.behind) {
                 match sent.reply.poll(cx) {
                     Poll::Ready(applied) => {
-                        sink.answered(applied, now.since(sent.at), hold);
+                        sink.answered(applied, &sent, now.since(sent.at), hold);
                         has_any = true;
                     }
                     Poll::Pending => sink.behind.push_back(sent),
@@ -276,7 +284,7 @@ impl Sink {
             return None;
         }
         match self.outlet.send(change) {
-            Ok(reply) => Some(Sent { reply, at: now }),
+            Ok(reply) => Some(Sent { reply, at: now, is_bulk: change.is_bulk() }),
             // It lags too far behind. What it missed it gets with the whole set, once it asks for more.
             Err(NotSent::Full) => {
                 self.judge.timed_out();
@@ -297,11 +305,11 @@ impl Sink {
         waits
     }
 
-    fn answered(&mut self, applied: Applied, span: Duration, hold: Duration) {
+    fn answered(&mut self, applied: Applied, sent: &Sent, span: Duration, hold: Duration) {
         if applied == Applied::Failed {
             self.meter.failed.inc();
         }
-        if self.judge.took(applied, span, hold) {
+        if !sent.is_bulk && self.judge.took(applied, span, hold) {
             self.meter.waited.set(0);
             tracing::warn!("{} takes too long to hold changes: answers do not wait for it", self.outlet.name());
         }

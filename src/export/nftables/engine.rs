@@ -22,7 +22,7 @@ use super::link::{Link, Monitor};
 use super::message::{Batch, Kind};
 use super::meter::{Meter, Metrics};
 use super::plan::{Held, Plan, Renewal, Surplus, Wanted, is_covered, is_end_right, plan};
-use super::range::{Dump, Found, Range, Shape};
+use super::range::{Dump, Found, Range, Shape, address};
 use super::sets::{self, SetInfo, Target};
 use super::transaction::{self, Broken, Op, Outcome, Place, Table, Verb};
 use super::trouble::Trouble;
@@ -47,6 +47,8 @@ const LOOK_GAP_MAX: Duration = Duration::from_millis(400);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// So many commits in a row that take more than half the hold make us slow.
 const SLOW_COMMITS: usize = 20;
+/// So many hosts of a backlog are changed in one transaction: some 30 ms, so that what is fresh comes within the hold.
+const CHUNK_LEN: usize = 2048;
 /// A renewal by less than this tells nothing about whether the kernel did it.
 const TELLING_RENEWAL: Duration = Duration::from_secs(5);
 
@@ -106,6 +108,8 @@ pub(super) struct Engine {
     proof: Option<Proof>,
     /// Whether something was heard since the last look.
     is_touched: bool,
+    /// Hosts whose change waits for its turn: many came at once, and what is fresh goes before them.
+    backlog: Vec<IpAddr>,
     #[cfg(test)]
     pub(super) kernel: super::testing::Kernel,
 }
@@ -164,13 +168,14 @@ impl Engine {
             slow_commits: 0,
             proof: None,
             is_touched: false,
+            backlog: Vec::new(),
             #[cfg(test)]
             kernel: super::testing::Kernel::default(),
         }
     }
 
-    /// Takes changes in order and says of each whether the kernel holds it now.
-    pub(super) fn take(&mut self, changes: &[Arc<Change>]) -> Vec<Applied> {
+    /// Takes changes in order and commits what is fresh; what is bulk waits for [`Engine::work_off`].
+    pub(super) fn begin(&mut self, changes: &[Arc<Change>]) {
         let now = self.clock.now();
         let (mut hosts, mut statics_changed, mut is_whole) = (Vec::new(), false, false);
         for change in changes {
@@ -185,7 +190,7 @@ impl Engine {
                     Some(until) => self.hosts.insert(*addr, until),
                     None => self.hosts.remove(addr),
                 };
-                hosts.push(*addr);
+                if change.is_bulk() && !change.whole { &mut self.backlog } else { &mut hosts }.push(*addr);
             }
             if let Some(statics) = &change.statics {
                 self.statics = aggregate(statics.iter().map(|entry| entry.prefix));
@@ -203,7 +208,48 @@ impl Engine {
             }
             self.apply(ops);
         }
-        changes.iter().map(|change| if self.holds(change, now) { Applied::Held } else { Applied::Failed }).collect()
+    }
+
+    /// Takes changes to their end and says of each whether the kernel holds it.
+    #[cfg(test)]
+    pub(super) fn take(&mut self, changes: &[Arc<Change>]) -> Vec<Applied> {
+        self.begin(changes);
+        while self.has_backlog() {
+            self.work_off();
+        }
+        changes.iter().map(|change| self.judgement(change)).collect()
+    }
+
+    /// Whether changes wait for their turn.
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Whether the answer to a change must wait until there is no backlog.
+    pub(super) fn must_wait(&self, change: &Change) -> bool {
+        self.has_backlog() && (change.whole || change.is_bulk())
+    }
+
+    /// Commits a part of the backlog.
+    pub(super) fn work_off(&mut self) {
+        if self.is_blocked {
+            // The look that ends this looks at everything.
+            self.backlog.clear();
+            return;
+        }
+        let rest = self.backlog.len().saturating_sub(CHUNK_LEN);
+        let part = self.backlog.split_off(rest);
+        let ops = self.changes_for(&part, false);
+        self.apply(ops);
+        if !self.has_backlog() {
+            self.backlog = Vec::new();
+            self.show();
+        }
+    }
+
+    /// Says whether the kernel holds a change.
+    pub(super) fn judgement(&self, change: &Change) -> Applied {
+        if self.holds(change, self.clock.now()) { Applied::Held } else { Applied::Failed }
     }
 
     /// Says what a message about a change means for us.
@@ -284,6 +330,9 @@ impl Engine {
 
     /// Returns how long nothing is to be done.
     pub(super) fn patience(&self) -> Duration {
+        if self.has_backlog() {
+            return Duration::ZERO;
+        }
         let next = if self.must_sweep() { self.look_at.min(self.sweep_at) } else { self.look_at };
         next.since(self.clock.now())
     }
@@ -291,7 +340,9 @@ impl Engine {
     /// Looks at the kernel if it is time, and withdraws from sets without timeouts what has ended.
     pub(super) fn look_if_due(&mut self) {
         let now = self.clock.now();
-        if self.look_at <= now {
+        if self.has_backlog() {
+            self.work_off();
+        } else if self.look_at <= now {
             self.look();
         } else if self.must_sweep() && self.sweep_at <= now {
             self.sweep_at = now.after(SWEEP_EVERY);
@@ -369,7 +420,8 @@ impl Engine {
                 if !shape.has_timeouts || ends.is_some_and(|ends| ends == until) {
                     return None;
                 }
-                self.renew(shape)
+                // What was made without an end has no place for one.
+                if ends.is_none() { Verb::Replace } else { self.renew(shape) }
             }
             // Not known to us, but there, and perhaps with too early an end.
             (Some(_), None) if set.adopted.contains_key(&range.first) => Verb::Replace,
@@ -549,6 +601,8 @@ impl Engine {
                 ops.extend(self.plan(at, shape, Vec::new(), false).ops);
             }
             let count = ops.len();
+            // A table that is replaced is replaced whole.
+            self.backlog = if standing == Standing::Absent { self.leave_for_later(&mut ops) } else { Vec::new() };
             let head = |batch: &mut Batch| {
                 if standing == Standing::Outdated {
                     layout.remove(batch);
@@ -643,6 +697,7 @@ impl Engine {
         self.surplus = Surplus::Withdraw;
         self.is_blocked = false;
         let count = ops.len();
+        self.backlog = self.leave_for_later(&mut ops);
         let outcome = self.commit(link, ops, None);
         if let Some(broken) = outcome.broken {
             return Err(self.broken(broken));
@@ -692,6 +747,25 @@ impl Engine {
         };
         let of_family = |(addr, until): &(&IpAddr, &Timestamp)| Family::of(**addr) == shape.family && lasts(until);
         lasting == lasting_found && self.hosts.iter().filter(of_family).all(is_held) && wanted == lasting
+    }
+
+    /// Takes out of very many changes what is more than one turn, and returns its hosts.
+    fn leave_for_later(&self, ops: &mut Vec<Op>) -> Vec<IpAddr> {
+        let mut later = Vec::new();
+        let mut room = CHUNK_LEN;
+        ops.retain(|op| {
+            let target = &self.sets[op.set].target;
+            // Ranges of the operator's sets that are no hosts are few, and not found again by a host.
+            let is_host = target.is_learned() && op.range.first == op.range.last;
+            let stays = !is_host || room > 0;
+            if stays {
+                room = room.saturating_sub(usize::from(is_host));
+            } else {
+                later.push(address(op.range.first, target.family));
+            }
+            stays
+        });
+        later
     }
 
     /// Commits changes that an order asks for.
@@ -802,6 +876,8 @@ impl Engine {
         };
         let (metrics, clock) = (&self.metrics, &self.clock);
         let slow = self.options.hold / 2;
+        // How long very many take says nothing about a few.
+        let is_telling = ops.len() <= super::MERGED_MAX;
         let mut slow_commits = self.slow_commits;
         let outcome = transaction::commit(
             link,
@@ -813,7 +889,9 @@ impl Engine {
                 let begun = Instant::now();
                 let result = link.commit(sealed);
                 let took = begun.elapsed();
-                slow_commits = if took > slow { slow_commits.saturating_add(1) } else { 0 };
+                if is_telling {
+                    slow_commits = if took > slow { slow_commits.saturating_add(1) } else { 0 };
+                }
                 metrics.committed(result.is_ok(), took);
                 result
             },
@@ -918,7 +996,7 @@ impl Engine {
         if self.health.state() != state {
             self.health.set(state);
         }
-        self.metrics.up.set(i64::from(self.trouble.is_none() && !self.is_blocked));
+        self.metrics.up.set(i64::from(self.trouble.is_none() && !self.is_blocked && !self.has_backlog()));
         let mut adopted = 0;
         for set in &self.sets {
             adopted += set.adopted.len();

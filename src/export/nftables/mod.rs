@@ -28,7 +28,7 @@ use thiserror::Error;
 use crate::clock::Clock;
 use crate::prefix::Family;
 use crate::set::Origin;
-use crate::set::outlet::{Applied, Intake, Next, Order};
+use crate::set::outlet::{Intake, Next, Order};
 
 mod attr;
 mod engine;
@@ -203,12 +203,16 @@ fn start_engine(engine: Engine, intake: Intake) -> io::Result<()> {
 
 /// Takes orders until the writer ends.
 fn take_orders(engine: &Mutex<Engine>, mut intake: Intake) {
+    // Orders for very many hosts, which are worked off beside what is fresh.
+    let mut waiting: Vec<Order> = Vec::new();
     loop {
         let mut orders = Vec::new();
-        match intake.blocking_next(ORDER_PATIENCE) {
+        let patience = if waiting.is_empty() { ORDER_PATIENCE } else { Duration::ZERO };
+        match intake.blocking_next(patience) {
             Next::Order(order) => orders.push(order),
-            Next::Idle => continue,
-            Next::Closed => return,
+            Next::Idle if waiting.is_empty() => continue,
+            Next::Closed if waiting.is_empty() => return,
+            Next::Idle | Next::Closed => {}
         }
         let mut engine = engine.lock();
         // What came while the lock was held joins the transaction.
@@ -217,10 +221,26 @@ fn take_orders(engine: &Mutex<Engine>, mut intake: Intake) {
         {
             orders.push(order);
         }
-        let changes: Vec<_> = orders.iter().map(|order| Arc::clone(&order.change)).collect();
-        let results = engine.take(&changes);
-        let answer = |(order, result): (Order, Applied)| order.done(result);
-        orders.into_iter().zip(results).for_each(answer);
+        if orders.is_empty() {
+            engine.work_off();
+        } else {
+            let changes: Vec<_> = orders.iter().map(|order| Arc::clone(&order.change)).collect();
+            engine.begin(&changes);
+        }
+        waiting.append(&mut orders);
+        for order in mem::take(&mut waiting) {
+            if engine.must_wait(&order.change) {
+                waiting.push(order);
+            } else {
+                let result = engine.judgement(&order.change);
+                order.done(result);
+            }
+        }
+        drop(engine);
+        if !waiting.is_empty() {
+            // The other thread has something to look at, too.
+            thread::yield_now();
+        }
     }
 }
 

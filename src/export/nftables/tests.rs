@@ -20,7 +20,7 @@ use super::testing::Kernel;
 use super::*;
 use crate::clock::Timestamp;
 use crate::metrics::Registry;
-use crate::set::outlet::{Change, Outlet, State, outlet};
+use crate::set::outlet::{Applied, BULK_LEN, Change, Outlet, State, outlet};
 use crate::set::{Session, StaticEntry};
 
 /// Runs a test on a thread in a network namespace of its own, which goes with the thread.
@@ -802,6 +802,43 @@ fn slow_kernel_is_not_waited_for_until_it_is_quick_again() {
         });
         assert_eq!(commits(), before, "and no probe is a commit");
         assert_eq!(keys("inet greenlane learned4").len(), 20);
+    });
+}
+
+#[test]
+fn fresh_hosts_go_before_the_many_of_a_reload() {
+    in_namespace(|| {
+        let kernel = Kernel::default();
+        let options = Options { mode: Mode::Own { mark: 1, size: 300_000 }, ..own() };
+        let rig = start_on(&kernel, options);
+        rig.whole(&[], &[]);
+        let many = u32::try_from(10 * BULK_LEN).unwrap();
+        let addr = |n: u32| IpAddr::from((0x0b00_0000 + n * 7).to_be_bytes());
+        let until = Some(rig.clock.now().after(Duration::from_secs(3600)));
+        let send = |hosts: Vec<(IpAddr, Option<Timestamp>)>| {
+            let change = Change { hosts, ..Change::empty(Session(7), 1, rig.clock.now()) };
+            rig.outlet.send(&Arc::new(change)).unwrap()
+        };
+        // Each transaction takes long, so that there is time to see which came first.
+        kernel.set_delay(Duration::from_millis(100));
+        for until in [until, None] {
+            let mut bulk = send((0..many).map(|n| (addr(n), until)).collect());
+            for n in 0..5 {
+                let fresh: IpAddr = format!("192.0.2.{n}").parse().unwrap();
+                let mut fresh = send(vec![(fresh, until)]);
+                assert_eq!(rig.runtime.block_on(fresh.wait()), Applied::Held);
+                let is_done = std::future::poll_fn(|cx| std::task::Poll::Ready(bulk.poll(cx).is_ready()));
+                assert!(!rig.runtime.block_on(is_done), "what is fresh went first");
+            }
+            // One of the many that is asked for meanwhile is fresh, too.
+            let mut asked = send(vec![(addr(many / 2), until)]);
+            assert_eq!(rig.runtime.block_on(asked.wait()), Applied::Held);
+            assert_eq!(rig.runtime.block_on(bulk.wait()), Applied::Held);
+            let count = nft("list set inet greenlane learned4").matches("expires").count();
+            assert_eq!(count, if until.is_some() { many as usize + 5 } else { 0 });
+        }
+        assert_eq!(rig.outlet.state(), State::Up, "long transactions of very many do not make it slow");
+        assert_eq!(rig.metric("greenlane_nftables_up"), 1.0);
     });
 }
 
