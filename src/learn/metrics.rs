@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub(crate) sink_late: IntCounterVec,
     /// Changes that a sink failed to hold.
     pub(crate) sink_failed: IntCounterVec,
+    /// Answers with more names in their chain than are followed.
+    pub(crate) cut_chains: IntCounter,
     restored: IntCounterVec,
 }
 
@@ -102,6 +104,10 @@ impl Metrics {
             )),
             sink_late: of_sinks("greenlane_learn_sink_late_total", "Changes that the sink did not hold in time."),
             sink_failed: of_sinks("greenlane_learn_sink_failures_total", "Changes that the sink failed to hold."),
+            cut_chains: registry.add(IntCounter::new(
+                "greenlane_learn_cut_chains_total",
+                "Answers of listed names whose chain has more than 32 names: what is behind is not learned.",
+            )),
             restored,
         }
     }
