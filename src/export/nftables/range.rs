@@ -50,6 +50,21 @@ impl Range {
         Self { first, last: first | 1_u128.checked_shl(free).map_or(u128::MAX, |size| size - 1) }
     }
 
+    /// Takes it apart into as few prefixes as can be, in their order.
+    pub(super) fn prefixes(self, family: Family) -> impl Iterator<Item = Prefix> {
+        let mut rest = Some(self);
+        std::iter::from_fn(move || {
+            let Self { first, last } = rest?;
+            // As large as its place allows, and as there is room for.
+            let room = (last - first).checked_add(1).map_or(128, u128::ilog2);
+            let free = first.trailing_zeros().min(room).min(u32::from(family.bits()));
+            let taken = 1_u128.checked_shl(free).map_or(last, |size| first + (size - 1));
+            rest = (taken < last).then(|| Self { first: taken + 1, last });
+            let len = family.bits() - u8::try_from(free).unwrap_or(family.bits());
+            Some(Prefix::truncated(address(first, family), len))
+        })
+    }
+
     /// Names it for people.
     pub(super) fn display(self, family: Family) -> Display {
         Display { range: self, family }
@@ -311,6 +326,19 @@ mod tests {
         for (whole, taken, left) in table {
             assert_eq!(without(&ranges(whole), &ranges(taken)), ranges(left), "{whole:?} without {taken:?}");
         }
+    }
+
+    #[test]
+    fn ranges_are_taken_apart_into_prefixes() {
+        let apart = |first: u128, last: u128, family| -> Vec<String> {
+            Range { first, last }.prefixes(family).map(|prefix| prefix.to_string()).collect()
+        };
+        assert_eq!(apart(1, 6, Family::V4), ["0.0.0.1/32", "0.0.0.2/31", "0.0.0.4/31", "0.0.0.6/32"]);
+        assert_eq!(apart(0, u128::from(u32::MAX), Family::V4), ["0.0.0.0/0"]);
+        assert_eq!(apart(0, u128::MAX, Family::V6), ["::/0"]);
+        assert_eq!(apart(u128::MAX, u128::MAX, Family::V6), ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128"]);
+        let prefix: Prefix = "198.51.100.0/25".parse().unwrap();
+        assert_eq!(Range::prefix(prefix).prefixes(Family::V4).collect::<Vec<_>>(), [prefix]);
     }
 
     proptest! {
