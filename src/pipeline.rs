@@ -310,7 +310,11 @@ impl Pipeline {
         let Some((name, tag)) = listed else { return mark };
         // What stands behind the last name of a chain that counts is given, but not learned: told like any answer
         // that is not in the set. Without a chain the answer is our own.
-        let mark = Mark { programmed: facts.all_addresses || facts.chain.is_empty(), ..mark };
+        let is_cut = !facts.all_addresses && !facts.chain.is_empty();
+        if is_cut {
+            learner.cut();
+        }
+        let mark = Mark { programmed: !is_cut, ..mark };
         if facts.addresses.is_empty() && targets.is_empty() {
             return mark;
         }

@@ -56,7 +56,7 @@ pub(super) struct SyncArgs {
     /// Take the present set once and end: 0 if it is held
     #[arg(long)]
     once: bool,
-    /// Print what would change, and change nothing; needs no privilege
+    /// Print what would change, and change nothing; without the privilege to read the table, as if it held nothing
     #[arg(long)]
     dry_run: bool,
     /// Serve /metrics and /healthz there
@@ -139,7 +139,7 @@ pub(super) fn run(file: &ConfigFile, args: &SyncArgs) -> Result<(), Failure> {
         // Before anything is greeted: whoever reads it may signal at once.
         let stop = stop_at_signals()?;
         let (clock, registry) = (Clock::system(), Registry::new());
-        let sinks = if args.dry_run { vec![Sink::Printer(Printer::new(io::stdout()))] } else { Vec::new() };
+        let sinks = if args.dry_run { vec![Sink::Printer(printer(&engines, &clock))] } else { Vec::new() };
         let mut follower = Follower::new(options, sinks, clock.clone(), &registry).map_err(Failure::usage)?;
         if !args.dry_run {
             start_engines(engines, &mut follower, &clock, &registry)?;
@@ -165,6 +165,25 @@ pub(super) fn run(file: &ConfigFile, args: &SyncArgs) -> Result<(), Failure> {
             followed => followed.map_err(Failure::failed),
         }
     })
+}
+
+/// Makes what prints changes against what the first table holds now, or against nothing where that cannot be read.
+fn printer(engines: &[nftables::Options], clock: &Clock) -> Printer {
+    let printer = Printer::new(io::stdout());
+    let Some(engine) = engines.first() else { return printer };
+    let name = format!("table {} {}", engine.family.as_str(), engine.table);
+    if engines.len() > 1 {
+        super::tell(format_args!("note: of several tables the changes of {name} are printed"));
+    }
+    match nftables::present(engine, clock) {
+        Ok(present) => printer.holding(present.hosts, present.statics),
+        Err(trouble) => {
+            super::tell(format_args!(
+                "note: {name} cannot be read, so all is printed as if it held nothing: {trouble}"
+            ));
+            printer
+        }
+    }
 }
 
 async fn once(follower: Follower) -> Result<(), Failure> {

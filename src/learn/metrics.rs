@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     pub(crate) ack: Histogram,
     followers: IntGauge,
     followers_waited: IntGauge,
+    /// Answers with more names in their chain than are followed.
+    pub(crate) cut_chains: IntCounter,
     restored: IntCounterVec,
 }
 
@@ -130,6 +132,10 @@ impl Metrics {
             )),
             followers_waited: registry
                 .add(IntGauge::new("greenlane_learn_followers_waited", "Those of them that answers wait for.")),
+            cut_chains: registry.add(IntCounter::new(
+                "greenlane_learn_cut_chains_total",
+                "Answers of listed names whose chain has more than 32 names: what is behind is not learned.",
+            )),
             restored,
         }
     }

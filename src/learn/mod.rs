@@ -290,6 +290,11 @@ impl Learner {
         outcome
     }
 
+    /// Takes note of an answer whose chain of names is too long to be followed to its end.
+    pub fn cut(&self) {
+        self.metrics.cut_chains.inc();
+    }
+
     /// Returns the listed name and its tag if `name` is where an HTTPS or SVCB answer of that name points now.
     pub fn followed(&self, name: &Name, now: Timestamp) -> Option<(Name, Tag)> {
         self.shared.targets.find(name, now)

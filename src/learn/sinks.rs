@@ -68,6 +68,8 @@ struct Sink {
 struct Sent {
     reply: Reply,
     at: Timestamp,
+    /// It takes as long as it takes, which says nothing about how long others would.
+    is_bulk: bool,
 }
 
 #[derive(Debug)]
@@ -158,8 +160,8 @@ impl Sinks {
             Poll::Ready(())
         })
         .await;
-        self.send(change, draft, hold);
-        let mut all_hold = true;
+        let is_left = self.send(change, draft, hold);
+        let mut all_hold = !is_left;
         let (news, patience) = (Arc::clone(&self.news), tokio::time::sleep(hold));
         tokio::pin!(patience);
         loop {
@@ -186,22 +188,28 @@ impl Sinks {
         }
     }
 
-    fn send(&mut self, change: &Arc<Change>, draft: &Draft, hold: Duration) {
+    /// Returns whether it is left to a sink that others would wait for, since it is bulk.
+    fn send(&mut self, change: &Arc<Change>, draft: &Draft, hold: Duration) -> bool {
         self.catch_up(draft);
         let now = self.clock.now();
         let asks_followers = self.waits_for_followers && !hold.is_zero() && !change.last;
+        let has_time = change.is_bulk() && !change.whole && !change.last;
+        let mut is_left = false;
         for sink in &mut self.sinks {
             let is_waited_for = sink.is_waited_for();
             if sink.is_follower && !(asks_followers && is_waited_for) {
                 continue;
             }
             let Some(sent) = sink.send(change, now) else { continue };
-            if is_waited_for && !hold.is_zero() {
+            let waits = is_waited_for && !hold.is_zero();
+            is_left |= waits && has_time;
+            if waits && !has_time {
                 sink.awaited = Some(sent);
             } else {
                 sink.behind.push_back(sent);
             }
         }
+        is_left
     }
 
     /// Sends the whole set to those who ask for it, and a probe to those that are slow and have caught up.
@@ -251,7 +259,7 @@ impl Sinks {
             let Some(mut sent) = sink.awaited.take() else { continue };
             match sent.reply.poll(cx) {
                 Poll::Ready(applied) => {
-                    sink.answered(applied, now.since(sent.at), hold);
+                    sink.answered(applied, &sent, now.since(sent.at), hold);
                     *all_hold &= applied == Applied::Held;
                 }
                 Poll::Pending => {
@@ -271,7 +279,7 @@ impl Sinks {
             for mut sent in std::mem::take(&mut sink.behind) {
                 match sent.reply.poll(cx) {
                     Poll::Ready(applied) => {
-                        sink.answered(applied, now.since(sent.at), hold);
+                        sink.answered(applied, &sent, now.since(sent.at), hold);
                         has_any = true;
                     }
                     Poll::Pending => sink.behind.push_back(sent),
@@ -351,7 +359,7 @@ impl Sink {
             return None;
         }
         match self.outlet.send(change) {
-            Ok(reply) => Some(Sent { reply, at: now }),
+            Ok(reply) => Some(Sent { reply, at: now, is_bulk: change.is_bulk() }),
             // It lags too far behind. What it missed it gets with the whole set, once it asks for more.
             Err(NotSent::Full) => {
                 self.judge.timed_out();
@@ -375,13 +383,13 @@ impl Sink {
         waits
     }
 
-    fn answered(&mut self, applied: Applied, span: Duration, hold: Duration) {
+    fn answered(&mut self, applied: Applied, sent: &Sent, span: Duration, hold: Duration) {
         match &self.meter.took {
             _ if applied == Applied::Failed => self.meter.failed.inc(),
             Some(took) => took.observe(span.as_secs_f64()),
             None => {}
         }
-        if self.judge.took(applied, span, hold) {
+        if !sent.is_bulk && self.judge.took(applied, span, hold) {
             self.meter.waited(false);
             tracing::warn!("{} takes too long to hold changes: answers do not wait for it", self.who);
         }

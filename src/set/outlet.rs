@@ -34,6 +34,10 @@ use crate::name::Name;
 /// The most orders that wait for one sink; beyond, they are dropped and one whole change takes their place.
 pub const ORDERS_LEN_MAX: usize = 64;
 
+/// A change of more hosts than this is *bulk*: a reload, not answers. A sink works it off beside what is fresh, and
+/// nobody waits for it.
+pub const BULK_LEN: usize = 4096;
+
 /// What one batch changed, for those who keep addresses or sightings elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -70,6 +74,11 @@ impl Change {
             statics: None,
             sightings: Vec::new(),
         }
+    }
+
+    /// Returns whether it changes so many hosts that fresh ones go before them.
+    pub fn is_bulk(&self) -> bool {
+        self.hosts.len() > BULK_LEN
     }
 
     /// Returns whether there is nothing to do for it.

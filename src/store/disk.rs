@@ -153,17 +153,18 @@ impl StorageBackend for Disk {
     }
 }
 
-/// Lets a file fail: every call from the `n`th on, until it is mended.
+/// Lets a file fail: every call from the `n`th on, until it is mended; or be slow.
 #[cfg(test)]
 #[derive(Debug)]
 pub(super) struct Faults {
     calls_left: std::sync::atomic::AtomicU64,
+    delay_millis: std::sync::atomic::AtomicU64,
 }
 
 #[cfg(test)]
 impl Default for Faults {
     fn default() -> Self {
-        Self { calls_left: u64::MAX.into() }
+        Self { calls_left: u64::MAX.into(), delay_millis: 0.into() }
     }
 }
 
@@ -179,8 +180,14 @@ impl Faults {
         self.after(u64::MAX);
     }
 
+    /// Lets every call take so long.
+    pub(super) fn delay(&self, millis: u64) {
+        self.delay_millis.store(millis, std::sync::atomic::Ordering::SeqCst);
+    }
+
     fn count(&self) -> io::Result<()> {
         use std::sync::atomic::Ordering::SeqCst;
+        std::thread::sleep(Duration::from_millis(self.delay_millis.load(SeqCst)));
         let take = |left: u64| match left {
             u64::MAX => Some(left),
             0 => None,

@@ -426,6 +426,100 @@ fn sink_is_down_until_everything_is_held() {
     copy(folder.path(), |copy| assert_eq!(hosts(&open(copy, NOW).restored), [1, 2]));
 }
 
+#[test]
+fn slow_disk_is_not_waited_for_until_it_is_quick_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = open(folder.path(), NOW);
+    let journals: Vec<Arc<Faults>> = opened.store.journals.iter().map(|one| Arc::clone(one.faults())).collect();
+    let mut work = Work::start(opened);
+    journals.iter().for_each(|faults| faults.delay(60));
+    for host in 1..20 {
+        assert_eq!(work.tell(vec![put(host)]), Applied::Held);
+        assert_eq!(work.state(), State::Up, "{host} slow batches are none too many");
+    }
+    assert_eq!(work.tell(vec![put(20)]), Applied::Held);
+    assert_eq!(work.state(), State::Slow);
+    journals.iter().for_each(|faults| faults.delay(0));
+    // A busy machine may take its time, too; what counts is that it comes back by itself.
+    work.until(|work| work.state() == State::Up);
+    work.stop();
+    assert_eq!(hosts(&open(folder.path(), NOW).restored), (1..=20).collect::<Vec<_>>());
+}
+
+/// Runs a test with a small file system of its own, which goes with the thread.
+fn on_small_disk(test: impl FnOnce(&Path) + Send + 'static) {
+    let ran = std::thread::spawn(move || {
+        let folder = tempfile::tempdir().unwrap();
+        let mount = |words: &[&str]| {
+            Command::new("mount").args(words).arg(folder.path()).status().is_ok_and(|status| status.success())
+        };
+        let is_alone = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).is_ok();
+        let is_private =
+            || Command::new("mount").args(["--make-rprivate", "/"]).status().is_ok_and(|status| status.success());
+        if !is_alone || !is_private() || !mount(&["-t", "tmpfs", "-o", "size=8m", "tmpfs"]) {
+            return false;
+        }
+        test(folder.path());
+        let _ = Command::new("umount").arg("-l").arg(folder.path()).status();
+        true
+    });
+    let ran = ran.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let is_required = std::env::var("GREENLANE_TEST_REQUIRE").is_ok_and(|value| value == "all");
+    assert!(ran || !is_required, "needs root");
+    if !ran {
+        println!("skipped: needs root");
+    }
+}
+
+#[test]
+fn full_disk_loses_nothing_and_is_told() {
+    on_small_disk(|folder| {
+        let opened = open(folder, NOW);
+        let mut work = Work::start(opened);
+        assert_eq!(work.tell(vec![put(0)]), Applied::Held);
+        let filler = folder.join("filler");
+        let mut file = fs::File::create(&filler).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+        // What is left of the journal's last page is used up first.
+        let mut told = 0;
+        while work.state() == State::Up {
+            told += 1;
+            assert!(told < 20_000, "{}", work.metrics());
+            work.tell(vec![put(told)]);
+        }
+        assert_eq!(work.state(), State::Down);
+        assert_eq!(work.tell(vec![put(told + 1)]), Applied::Failed);
+        assert!(work.metric("greenlane_store_commits_total{result=\"failed\"}") >= 1);
+        work.until(|work| work.metric("greenlane_store_checkpoints_total{result=\"failed\"}") >= 1);
+        drop(file);
+        fs::remove_file(&filler).unwrap();
+        work.until(|work| work.state() == State::Up);
+        assert_eq!(work.tell(vec![put(told + 2)]), Applied::Held);
+        work.stop();
+        assert_eq!(hosts(&open(folder, NOW).restored), (0..=told + 2).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn folder_that_cannot_be_written_is_told_with_a_remedy() {
+    on_small_disk(|folder| {
+        let remount = |how: &str| {
+            let options = format!("remount,{how}");
+            assert!(Command::new("mount").args(["-o", &options]).arg(folder).status().unwrap().success());
+        };
+        remount("ro");
+        let error = Store::open(&options(folder), NOW).unwrap_err();
+        assert!(matches!(error, StoreError::Denied { .. }));
+        assert!(error.to_string().contains("let greenlane write it and its folder"), "{error}");
+        remount("rw");
+        let first = open(folder, NOW);
+        drop(first);
+        remount("ro");
+        let error = Store::open(&options(folder), NOW).unwrap_err();
+        assert!(error.to_string().contains("let greenlane write it and its folder"), "{error}");
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 

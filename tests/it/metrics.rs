@@ -14,7 +14,7 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-const METRICS: [(&str, &str); 41] = [
+const METRICS: [(&str, &str); 42] = [
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
@@ -28,6 +28,7 @@ const METRICS: [(&str, &str); 41] = [
     ("greenlane_forward_upstream_seconds", "histogram"),
     ("greenlane_learn_ack_seconds", "histogram"),
     ("greenlane_learn_admitted_total", "counter"),
+    ("greenlane_learn_cut_chains_total", "counter"),
     ("greenlane_learn_evicted_total", "counter"),
     ("greenlane_learn_followers", "gauge"),
     ("greenlane_learn_followers_waited", "gauge"),
@@ -245,6 +246,7 @@ async fn every_metric_is_there_with_its_value() {
     is("learn_offers_total", &[("outcome", "programmed")], 4.0);
     is("learn_offers_total", &[("outcome", "late")], 0.0);
     is("learn_evicted_total", &[], 0.0);
+    is("learn_cut_chains_total", &[], 0.0);
     is("learn_hold_seconds_count", &[], 3.0);
     // The set.
     for (family, origin, count) in

@@ -626,6 +626,7 @@ async fn a_long_chain_and_a_heap_of_records_are_bounded() {
     let far = greenlane.ask_tcp("chain255.listed.example", RecordType::A).await;
     assert_eq!(far.answers.len(), 256, "{far}");
     assert!(far.answers.iter().all(|record| record.ttl <= 1), "{far}");
+    assert_eq!(greenlane.metric("greenlane_learn_cut_chains_total").await, 1.0);
     // max-per-name is 1,000: an answer with more is refused whole and counted, and passes with a TTL of 1 s.
     let heap = greenlane.ask_tcp("heap.listed.example", RecordType::A).await;
     assert_eq!(heap.answers.len(), 3700);

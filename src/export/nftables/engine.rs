@@ -17,12 +17,12 @@ use hashbrown::HashMap;
 use nix::errno::Errno;
 use tokio::time::Instant;
 
-use super::layout::{Layout, Ownership, Standing};
+use super::layout::{self, Layout, Ownership, Standing};
 use super::link::{Link, Monitor};
 use super::message::{Batch, Kind};
 use super::meter::{Meter, Metrics};
-use super::plan::{Held, Plan, Renewal, Surplus, Wanted, is_covered, plan};
-use super::range::{Dump, Found, Range, Shape};
+use super::plan::{Held, Plan, Renewal, Surplus, Wanted, is_covered, is_end_right, plan};
+use super::range::{Dump, Found, Range, Shape, address};
 use super::sets::{self, SetInfo, Target};
 use super::transaction::{self, Broken, Op, Outcome, Place, Table, Verb};
 use super::trouble::Trouble;
@@ -47,6 +47,8 @@ const LOOK_GAP_MAX: Duration = Duration::from_millis(400);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// So many commits in a row that take more than half the hold make us slow.
 const SLOW_COMMITS: usize = 20;
+/// So many hosts of a backlog are changed in one transaction: some 30 ms, so that what is fresh comes within the hold.
+const CHUNK_LEN: usize = 2048;
 /// A renewal by less than this tells nothing about whether the kernel did it.
 const TELLING_RENEWAL: Duration = Duration::from_secs(5);
 
@@ -104,15 +106,19 @@ pub(super) struct Engine {
     slow_commits: usize,
     /// What the last dump may be relied on for; `None` if the next look must dump.
     proof: Option<Proof>,
+    /// Whether something was heard since the last look.
+    is_touched: bool,
+    /// Hosts whose change waits for its turn: many came at once, and what is fresh goes before them.
+    backlog: Vec<IpAddr>,
     #[cfg(test)]
     pub(super) kernel: super::testing::Kernel,
 }
 
-/// That a set of ours holds what we know of, without a dump: a dump of 100,000 elements costs the kernel 200 ms.
+/// That the sets hold what we know of, without a dump: a dump of 100,000 elements costs the kernel 200 ms.
 ///
 /// Every transaction in this network namespace, whoever commits it, raises the generation of the ruleset by one. If it
-/// has grown by as many as we committed since the last dump, nobody else changed anything. That does not speak for sets
-/// of the operator, to which rules may add elements while packets pass.
+/// has grown by as many as we committed since the last dump, nobody else changed anything. That does not speak for
+/// tables of the operator with rules that change sets while packets pass, so those are always dumped.
 #[derive(Clone, Copy, Debug)]
 struct Proof {
     /// The generation before the dump.
@@ -123,6 +129,8 @@ struct Proof {
     uses: u32,
 }
 
+/// Elements that end within this time are left to it when all else is as it should be.
+const ENDING: Duration = Duration::from_secs(2);
 /// So often a proof is relied on before a dump is made all the same.
 const PROOF_USES_MAX: u32 = 9;
 
@@ -159,6 +167,8 @@ impl Engine {
             look_took: Duration::ZERO,
             slow_commits: 0,
             proof: None,
+            is_touched: false,
+            backlog: Vec::new(),
             #[cfg(test)]
             kernel: super::testing::Kernel::default(),
         }
@@ -169,8 +179,8 @@ impl Engine {
         self.surplus = surplus;
     }
 
-    /// Takes changes in order and says of each whether the kernel holds it now.
-    pub(super) fn take(&mut self, changes: &[Arc<Change>]) -> Vec<Applied> {
+    /// Takes changes in order and commits what is fresh; what is bulk waits for [`Engine::work_off`].
+    pub(super) fn begin(&mut self, changes: &[Arc<Change>]) {
         let now = self.clock.now();
         let (mut hosts, mut statics_changed, mut is_whole) = (Vec::new(), false, false);
         for change in changes {
@@ -185,7 +195,7 @@ impl Engine {
                     Some(until) => self.hosts.insert(*addr, until),
                     None => self.hosts.remove(addr),
                 };
-                hosts.push(*addr);
+                if change.is_bulk() && !change.whole { &mut self.backlog } else { &mut hosts }.push(*addr);
             }
             if let Some(statics) = &change.statics {
                 self.statics = aggregate(statics.iter().map(|entry| entry.prefix));
@@ -203,7 +213,47 @@ impl Engine {
             }
             self.apply(ops);
         }
-        changes.iter().map(|change| if self.holds(change, now) { Applied::Held } else { Applied::Failed }).collect()
+    }
+
+    /// Takes changes to their end and says of each whether the kernel holds it.
+    pub(super) fn take(&mut self, changes: &[Arc<Change>]) -> Vec<Applied> {
+        self.begin(changes);
+        while self.has_backlog() {
+            self.work_off();
+        }
+        changes.iter().map(|change| self.judgement(change)).collect()
+    }
+
+    /// Whether changes wait for their turn.
+    pub(super) fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Whether the answer to a change must wait until there is no backlog.
+    pub(super) fn must_wait(&self, change: &Change) -> bool {
+        self.has_backlog() && (change.whole || change.is_bulk())
+    }
+
+    /// Commits a part of the backlog.
+    pub(super) fn work_off(&mut self) {
+        if self.is_blocked {
+            // The look that ends this looks at everything.
+            self.backlog.clear();
+            return;
+        }
+        let rest = self.backlog.len().saturating_sub(CHUNK_LEN);
+        let part = self.backlog.split_off(rest);
+        let ops = self.changes_for(&part, false);
+        self.apply(ops);
+        if !self.has_backlog() {
+            self.backlog = Vec::new();
+            self.show();
+        }
+    }
+
+    /// Says whether the kernel holds a change.
+    pub(super) fn judgement(&self, change: &Change) -> Applied {
+        if self.holds(change, self.clock.now()) { Applied::Held } else { Applied::Failed }
     }
 
     /// Says what a message about a change means for us.
@@ -235,6 +285,7 @@ impl Engine {
     pub(super) fn hear(&mut self, news: News) {
         if news != News::None {
             self.proof = None;
+            self.is_touched = true;
             let gap = (self.look_took * 4).clamp(LOOK_GAP_MIN, LOOK_GAP_MAX);
             self.look_at = self.look_at.min(self.looked_at.after(gap).max(self.clock.now()));
         }
@@ -283,6 +334,9 @@ impl Engine {
 
     /// Returns how long nothing is to be done.
     pub(super) fn patience(&self) -> Duration {
+        if self.has_backlog() {
+            return Duration::ZERO;
+        }
         let next = if self.must_sweep() { self.look_at.min(self.sweep_at) } else { self.look_at };
         next.since(self.clock.now())
     }
@@ -290,7 +344,9 @@ impl Engine {
     /// Looks at the kernel if it is time, and withdraws from sets without timeouts what has ended.
     pub(super) fn look_if_due(&mut self) {
         let now = self.clock.now();
-        if self.look_at <= now {
+        if self.has_backlog() {
+            self.work_off();
+        } else if self.look_at <= now {
             self.look();
         } else if self.must_sweep() && self.sweep_at <= now {
             self.sweep_at = now.after(SWEEP_EVERY);
@@ -368,7 +424,8 @@ impl Engine {
                 if !shape.has_timeouts || ends.is_some_and(|ends| ends == until) {
                     return None;
                 }
-                self.renew(shape)
+                // What was made without an end has no place for one.
+                if ends.is_none() { Verb::Replace } else { self.renew(shape) }
             }
             // Not known to us, but there, and perhaps with too early an end.
             (Some(_), None) if set.adopted.contains_key(&range.first) => Verb::Replace,
@@ -428,6 +485,7 @@ impl Engine {
         let is_first = self.is_blocked;
         let result = self.try_look();
         let now = self.clock.now();
+        self.is_touched = false;
         self.look_took = begun.elapsed();
         self.looked_at = now;
         match result {
@@ -500,20 +558,36 @@ impl Engine {
             }
         }
         if self.is_proven(link) {
-            self.hosts.retain(|_, until| *until > self.looked_at);
-            self.sets.iter_mut().for_each(|set| set.drop_ended(self.looked_at));
-            self.show();
+            self.rely();
             return Ok(0);
         }
         self.compare(link)
     }
 
+    /// Goes on with what is known: only time has passed.
+    fn rely(&mut self) {
+        let now = self.clock.now();
+        self.hosts.retain(|_, until| *until > now);
+        self.sets.iter_mut().for_each(|set| set.drop_ended(now));
+        self.show();
+    }
+
+    /// Whether rules of the table change sets while packets pass, which raises no generation.
+    fn has_rules_that_change_sets(&self, link: &mut Link) -> bool {
+        let question = layout::ask_for_rules(&self.options.table);
+        let take = |found: &mut bool, attrs: &[u8]| *found |= layout::changes_a_set(attrs);
+        link.dump(Kind::GetRule, self.options.family, question, || false, take).unwrap_or(true)
+    }
+
     /// Whether the sets need no dump, since nobody else has changed anything since the last one.
     fn is_proven(&mut self, link: &mut Link) -> bool {
-        let Some(proof) = self.proof.as_mut().filter(|proof| proof.uses < PROOF_USES_MAX) else { return false };
-        if self.trouble.is_some() || self.is_blocked {
+        // Where another's element was as good as ours until now, ours must come.
+        let now = self.clock.now();
+        let ends = |found: &Found| found.until.is_some_and(|until| until <= now);
+        if self.trouble.is_some() || self.is_blocked || self.sets.iter().any(|set| set.foreign.iter().any(ends)) {
             return false;
         }
+        let Some(proof) = self.proof.as_mut().filter(|proof| proof.uses < PROOF_USES_MAX) else { return false };
         proof.uses += 1;
         let ours = link.commits().wrapping_sub(proof.commits);
         link.generation() == Some(proof.generation.wrapping_add(ours))
@@ -531,6 +605,8 @@ impl Engine {
                 ops.extend(self.plan(at, shape, Vec::new(), false).ops);
             }
             let count = ops.len();
+            // A table that is replaced is replaced whole.
+            self.backlog = if standing == Standing::Absent { self.leave_for_later(&mut ops) } else { Vec::new() };
             let head = |batch: &mut Batch| {
                 if standing == Standing::Outdated {
                     layout.remove(batch);
@@ -580,6 +656,10 @@ impl Engine {
                 flaws.push(format!("set {family} {table} {name} cannot be filled: {flaw}; {verb} it with: {command}"));
             }
         }
+        if flaws.is_empty() && self.is_told && self.is_proven(link) {
+            self.rely();
+            return Ok(0);
+        }
         // A set that will do is filled although another will not.
         let changed = if self.is_told { self.compare(link)? } else { 0 };
         if flaws.is_empty() {
@@ -601,13 +681,19 @@ impl Engine {
         let now = self.clock.now();
         self.hosts.retain(|_, until| *until > now);
         let adopts = self.surplus == Surplus::Adopt;
-        let proof = link.generation().filter(|_| self.layout.is_some());
+        let is_certain = self.layout.is_some() || !self.has_rules_that_change_sets(link);
+        let proof = link.generation().filter(|_| is_certain);
         let proof = proof.map(|generation| Proof { generation, commits: link.commits(), uses: 0 });
         let mut ops = Vec::new();
         for at in 0..self.sets.len() {
             let Some(shape) = self.sets[at].shape(self.is_signed()) else { continue };
-            let found = self.dump(link, at, shape).map_err(Trouble::of)?;
-            let plan = self.plan(at, shape, found, adopts);
+            let dump = self.dump(link, at).map_err(Trouble::of)?;
+            let now = self.clock.now();
+            self.sets[at].drop_ended(now);
+            if self.is_as_known(at, shape, &dump, now) {
+                continue;
+            }
+            let plan = self.plan(at, shape, dump.finish(shape), adopts);
             let set = &mut self.sets[at];
             (set.held, set.foreign, set.adopted) = (plan.held, plan.foreign, plan.adopted);
             ops.extend(plan.ops);
@@ -615,6 +701,7 @@ impl Engine {
         self.surplus = Surplus::Withdraw;
         self.is_blocked = false;
         let count = ops.len();
+        self.backlog = self.leave_for_later(&mut ops);
         let outcome = self.commit(link, ops, None);
         if let Some(broken) = outcome.broken {
             return Err(self.broken(broken));
@@ -625,11 +712,64 @@ impl Engine {
         Ok(if is_fine { count } else { 0 })
     }
 
-    fn dump(&self, link: &mut Link, at: usize, shape: Shape) -> Result<Vec<Found>, Errno> {
+    fn dump(&self, link: &mut Link, at: usize) -> Result<Dump, Errno> {
         let question = transaction::ask_for(&self.options.table, &self.sets[at].target.name, None);
-        let take = |dump: &mut Dump, attrs: &[u8]| dump.take(transaction::elements(attrs));
-        let dump = link.dump(Kind::GetElements, self.options.family, question, Dump::default, take)?;
-        Ok(dump.finish(shape, self.clock.now()))
+        let take = |dump: &mut Dump, attrs: &[u8]| dump.take(transaction::elements(attrs), self.clock.now());
+        // More than that is somebody else's, and grows it.
+        let len = self.sets[at].held.len() + 16;
+        link.dump(Kind::GetElements, self.options.family, question, || Dump::with_capacity(len), take)
+    }
+
+    /// Whether a set of learned hosts holds what we know of and what it should: found out in one go, since that is how
+    /// it nearly always is. `false` only says that it takes a closer look.
+    fn is_as_known(&self, at: usize, shape: Shape, dump: &Dump, now: Timestamp) -> bool {
+        let set = &self.sets[at];
+        let has_more = !set.foreign.is_empty() || !set.adopted.is_empty();
+        if !set.target.is_learned() || shape.has_intervals || !shape.has_timeouts || has_more || self.is_touched {
+            return false;
+        }
+        // What is about to end may have ended in one place and not yet in the other.
+        let soon = now.after(ENDING);
+        let lasts = |until: &Timestamp| *until > soon;
+        let mut lasting_found = 0;
+        for (key, ends, is_signed) in dump.singles() {
+            let (Some(ends), true) = (ends, is_signed || !shape.is_signed) else { return false };
+            match set.held.get(&key) {
+                Some((_, Some(until))) if is_end_right(*until, ends) => {
+                    lasting_found += usize::from(lasts(until));
+                }
+                None if !lasts(&ends) => {}
+                _ => return false,
+            }
+        }
+        let lasting = set.held.values().filter(|(_, until)| until.as_ref().is_some_and(lasts)).count();
+        let mut wanted = 0;
+        let is_held = |(addr, until): (&IpAddr, &Timestamp)| {
+            wanted += 1;
+            let held = set.held.get(&Range::host(*addr).first);
+            held.is_some_and(|(_, ends)| ends.as_ref() == Some(until))
+        };
+        let of_family = |(addr, until): &(&IpAddr, &Timestamp)| Family::of(**addr) == shape.family && lasts(until);
+        lasting == lasting_found && self.hosts.iter().filter(of_family).all(is_held) && wanted == lasting
+    }
+
+    /// Takes out of very many changes what is more than one turn, and returns its hosts.
+    fn leave_for_later(&self, ops: &mut Vec<Op>) -> Vec<IpAddr> {
+        let mut later = Vec::new();
+        let mut room = CHUNK_LEN;
+        ops.retain(|op| {
+            let target = &self.sets[op.set].target;
+            // Ranges of the operator's sets that are no hosts are few, and not found again by a host.
+            let is_host = target.is_learned() && op.range.first == op.range.last;
+            let stays = !is_host || room > 0;
+            if stays {
+                room = room.saturating_sub(usize::from(is_host));
+            } else {
+                later.push(address(op.range.first, target.family));
+            }
+            stays
+        });
+        later
     }
 
     /// Commits changes that an order asks for.
@@ -715,9 +855,9 @@ impl Engine {
         let Some(shape) = set.shape(self.is_signed()) else { return };
         let which = transaction::ask_for(&self.options.table, &set.target.name, Some((shape, probe.range)));
         let mut dump = Dump::default();
-        let take = |attrs: &[u8]| dump.take(transaction::elements(attrs));
+        let take = |attrs: &[u8]| dump.take(transaction::elements(attrs), self.clock.now());
         let is_there = link.ask(Kind::GetElements, self.options.family, which, take);
-        let ends = dump.finish(shape, self.clock.now()).first().and_then(|found| found.until);
+        let ends = dump.finish(shape).first().and_then(|found| found.until);
         let is_renewed = ends.zip(probe.until).is_some_and(|(ends, until)| until.since(ends) < TELLING_RENEWAL / 2);
         if is_there == Ok(true) {
             let renewal = if is_renewed { Renewal::Update } else { Renewal::Replace };
@@ -740,6 +880,8 @@ impl Engine {
         };
         let (metrics, clock) = (&self.metrics, &self.clock);
         let slow = self.options.hold / 2;
+        // How long very many take says nothing about a few.
+        let is_telling = ops.len() <= super::MERGED_MAX;
         let mut slow_commits = self.slow_commits;
         let outcome = transaction::commit(
             link,
@@ -751,7 +893,9 @@ impl Engine {
                 let begun = Instant::now();
                 let result = link.commit(sealed);
                 let took = begun.elapsed();
-                slow_commits = if took > slow { slow_commits.saturating_add(1) } else { 0 };
+                if is_telling {
+                    slow_commits = if took > slow { slow_commits.saturating_add(1) } else { 0 };
+                }
                 metrics.committed(result.is_ok(), took);
                 result
             },
@@ -856,7 +1000,7 @@ impl Engine {
         if self.health.state() != state {
             self.health.set(state);
         }
-        self.metrics.up.set(i64::from(self.trouble.is_none() && !self.is_blocked));
+        self.metrics.up.set(i64::from(self.trouble.is_none() && !self.is_blocked && !self.has_backlog()));
         let mut adopted = 0;
         for set in &self.sets {
             adopted += set.adopted.len();

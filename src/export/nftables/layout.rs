@@ -276,6 +276,16 @@ impl Layout {
     }
 }
 
+/// Asks for the rules of a table.
+pub(super) fn ask_for_rules(table: &str) -> impl Fn(&mut Vec<u8>) {
+    move |out| attr::put_text(out, RULE_TABLE, table)
+}
+
+/// Whether a rule adds elements to a set, or takes them out, for packets that pass.
+pub(super) fn changes_a_set(rule: &[u8]) -> bool {
+    Attrs(rule).inside(RULE_EXPRESSIONS).any(|(_, expression)| Attrs(expression).text(EXPR_NAME) == Some("dynset"))
+}
+
 /// A rule of the chain.
 struct Rule {
     comment: String,

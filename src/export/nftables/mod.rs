@@ -28,7 +28,7 @@ use thiserror::Error;
 use crate::clock::Clock;
 use crate::prefix::Family;
 use crate::set::Origin;
-use crate::set::outlet::{Applied, Intake, Next, Order};
+use crate::set::outlet::{Intake, Next, Order};
 
 pub mod agent;
 mod attr;
@@ -38,6 +38,7 @@ mod link;
 mod message;
 mod meter;
 mod plan;
+mod present;
 mod range;
 mod removal;
 mod sets;
@@ -53,6 +54,7 @@ use link::{Heard, Monitor};
 pub use message::TableFamily;
 pub use meter::Metrics;
 pub use plan::Surplus;
+pub use present::{Present, present};
 pub use removal::{RemoveError, Removed, is_owned_by_another, remove};
 use sets::Target;
 pub use trouble::Trouble;
@@ -210,12 +212,16 @@ fn run_engine(engine: Arc<Mutex<Engine>>, take_orders: impl FnOnce() + Send + 's
 
 /// Takes orders until the writer ends.
 fn take_orders(engine: &Mutex<Engine>, mut intake: Intake) {
+    // Orders for very many hosts, which are worked off beside what is fresh.
+    let mut waiting: Vec<Order> = Vec::new();
     loop {
         let mut orders = Vec::new();
-        match intake.blocking_next(ORDER_PATIENCE) {
+        let patience = if waiting.is_empty() { ORDER_PATIENCE } else { Duration::ZERO };
+        match intake.blocking_next(patience) {
             Next::Order(order) => orders.push(order),
-            Next::Idle => continue,
-            Next::Closed => return,
+            Next::Idle if waiting.is_empty() => continue,
+            Next::Closed if waiting.is_empty() => return,
+            Next::Idle | Next::Closed => {}
         }
         let mut engine = engine.lock();
         // What came while the lock was held joins the transaction.
@@ -224,10 +230,26 @@ fn take_orders(engine: &Mutex<Engine>, mut intake: Intake) {
         {
             orders.push(order);
         }
-        let changes: Vec<_> = orders.iter().map(|order| Arc::clone(&order.change)).collect();
-        let results = engine.take(&changes);
-        let answer = |(order, result): (Order, Applied)| order.done(result);
-        orders.into_iter().zip(results).for_each(answer);
+        if orders.is_empty() {
+            engine.work_off();
+        } else {
+            let changes: Vec<_> = orders.iter().map(|order| Arc::clone(&order.change)).collect();
+            engine.begin(&changes);
+        }
+        waiting.append(&mut orders);
+        for order in mem::take(&mut waiting) {
+            if engine.must_wait(&order.change) {
+                waiting.push(order);
+            } else {
+                let result = engine.judgement(&order.change);
+                order.done(result);
+            }
+        }
+        drop(engine);
+        if !waiting.is_empty() {
+            // The other thread has something to look at, too.
+            thread::yield_now();
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::clock::Timestamp;
 
 /// How much too early an end in the kernel may be before it is set anew: the kernel counts ticks.
 const EARLY_MILLIS: u64 = 100;
-/// How much too late: a dump takes its time, which makes every end look later.
+/// How much too late: what a dump tells lies a while until it is read, which makes every end look later.
 const LATE_MILLIS: u64 = 1500;
 
 /// A range that a set should hold, until then; `None`: until it is withdrawn.
@@ -110,13 +110,17 @@ fn verb(shape: Shape, renewal: Renewal, wanted: Wanted, found: &Found) -> Option
     match (wanted.until.filter(|_| shape.has_timeouts), found.until) {
         (None, None) => None,
         (Some(until), Some(found)) => {
-            let (until, found) = (until.as_millis(), found.as_millis());
-            let is_off = found + EARLY_MILLIS < until || until + LATE_MILLIS < found;
-            is_off.then(|| if shape.has_intervals { Verb::Replace } else { renewal.verb() })
+            (!is_end_right(until, found)).then(|| if shape.has_intervals { Verb::Replace } else { renewal.verb() })
         }
         // An element that was made without an end has no place for one, and the other way round.
         (None, Some(_)) | (Some(_), None) => Some(Verb::Replace),
     }
+}
+
+/// Whether an end in the kernel is as good as the one that it should be.
+pub(super) fn is_end_right(until: Timestamp, found: Timestamp) -> bool {
+    let (until, found) = (until.as_millis(), found.as_millis());
+    found + EARLY_MILLIS >= until && until + LATE_MILLIS >= found
 }
 
 /// Takes out of what is wanted what others' ranges cover or are in the way of.

@@ -50,6 +50,21 @@ impl Range {
         Self { first, last: first | 1_u128.checked_shl(free).map_or(u128::MAX, |size| size - 1) }
     }
 
+    /// Takes it apart into as few prefixes as can be, in their order.
+    pub(super) fn prefixes(self, family: Family) -> impl Iterator<Item = Prefix> {
+        let mut rest = Some(self);
+        std::iter::from_fn(move || {
+            let Self { first, last } = rest?;
+            // As large as its place allows, and as there is room for.
+            let room = (last - first).checked_add(1).map_or(128, u128::ilog2);
+            let free = first.trailing_zeros().min(room).min(u32::from(family.bits()));
+            let taken = 1_u128.checked_shl(free).map_or(last, |size| first + (size - 1));
+            rest = (taken < last).then(|| Self { first: taken + 1, last });
+            let len = family.bits() - u8::try_from(free).unwrap_or_else(|_| family.bits());
+            Some(Prefix::truncated(address(first, family), len))
+        })
+    }
+
     /// Names it for people.
     pub(super) fn display(self, family: Family) -> Display {
         Display { range: self, family }
@@ -195,22 +210,33 @@ pub(super) struct Dump {
 struct Raw {
     key: u128,
     is_end: bool,
-    expires_millis: Option<u64>,
+    until: Option<Timestamp>,
     is_signed: bool,
 }
 
 impl Dump {
-    /// Takes the elements of one message; what has no key of the set's type is passed over.
-    pub(super) fn take(&mut self, elements: Attrs<'_>) {
-        self.elements.extend(elements.filter_map(|(_, element)| Raw::read(Attrs(element))));
+    /// Makes one with room for about so many elements.
+    pub(super) fn with_capacity(len: usize) -> Self {
+        Self { elements: Vec::with_capacity(len) }
     }
 
-    /// Joins ends with starts and returns what the set held at `now`, sorted by address.
-    pub(super) fn finish(self, shape: Shape, now: Timestamp) -> Vec<Found> {
+    /// Hands out the elements of a set of single addresses: key, when it ends, whether it is signed.
+    pub(super) fn singles(&self) -> impl Iterator<Item = (u128, Option<Timestamp>, bool)> + '_ {
+        self.elements.iter().map(|raw| (raw.key, raw.until, raw.is_signed))
+    }
+
+    /// Takes the elements of one message that came `now`: the kernel tells what is left of each element's time, and a
+    /// dump may take seconds. What has no key of the set's type is passed over.
+    pub(super) fn take(&mut self, elements: Attrs<'_>, now: Timestamp) {
+        self.elements.extend(elements.filter_map(|(_, element)| Raw::read(Attrs(element), now)));
+    }
+
+    /// Joins ends with starts and returns what the set holds, sorted by address.
+    pub(super) fn finish(self, shape: Shape) -> Vec<Found> {
         let mut elements = self.elements;
         let found = |raw: &Raw, last: u128| Found {
             range: Range { first: raw.key, last },
-            until: raw.expires_millis.map(|millis| Timestamp::from_millis(now.as_millis().saturating_add(millis))),
+            until: raw.until,
             is_signed: raw.is_signed,
         };
         // An end sorts before the start of the range behind it.
@@ -233,18 +259,22 @@ impl Dump {
 }
 
 impl Raw {
-    fn read(attrs: Attrs<'_>) -> Option<Self> {
-        let key = Self::key(attrs.inside(ELEM_KEY))?;
-        let flags = attrs.number(ELEM_FLAGS).unwrap_or(0);
-        if flags & FLAG_CATCHALL != 0 || attrs.find(ELEM_KEY_END).is_some() {
-            return None;
+    fn read(attrs: Attrs<'_>, now: Timestamp) -> Option<Self> {
+        let until = |millis: u64| Timestamp::from_millis(now.as_millis().saturating_add(millis));
+        let (mut key, mut flags, mut ends, mut is_signed) = (None, 0, None, false);
+        // One walk for all, since there may be very many.
+        for (kind, value) in attrs {
+            match kind {
+                ELEM_KEY => key = Self::key(Attrs(value)),
+                ELEM_FLAGS => flags = value.try_into().map_or(0, u32::from_be_bytes),
+                ELEM_EXPIRATION => ends = value.try_into().ok().map(|millis| until(u64::from_be_bytes(millis))),
+                ELEM_USERDATA => is_signed = value == SIGNATURE,
+                ELEM_KEY_END => return None,
+                _ => {}
+            }
         }
-        Some(Self {
-            key,
-            is_end: flags & FLAG_INTERVAL_END != 0,
-            expires_millis: attrs.long(ELEM_EXPIRATION),
-            is_signed: attrs.find(ELEM_USERDATA) == Some(SIGNATURE),
-        })
+        let key = key.filter(|_| flags & FLAG_CATCHALL == 0)?;
+        Some(Self { key, is_end: flags & FLAG_INTERVAL_END != 0, until: ends, is_signed })
     }
 
     fn key(data: Attrs<'_>) -> Option<u128> {
@@ -298,6 +328,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn ranges_are_taken_apart_into_prefixes() {
+        let apart = |first: u128, last: u128, family| -> Vec<String> {
+            Range { first, last }.prefixes(family).map(|prefix| prefix.to_string()).collect()
+        };
+        assert_eq!(apart(1, 6, Family::V4), ["0.0.0.1/32", "0.0.0.2/31", "0.0.0.4/31", "0.0.0.6/32"]);
+        assert_eq!(apart(0, u128::from(u32::MAX), Family::V4), ["0.0.0.0/0"]);
+        assert_eq!(apart(0, u128::MAX, Family::V6), ["::/0"]);
+        assert_eq!(apart(u128::MAX, u128::MAX, Family::V6), ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128"]);
+        let prefix: Prefix = "198.51.100.0/25".parse().unwrap();
+        assert_eq!(Range::prefix(prefix).prefixes(Family::V4).collect::<Vec<_>>(), [prefix]);
+    }
+
     proptest! {
         #[test]
         fn without_leaves_exactly_the_rest(whole in prop::collection::vec(any::<bool>(), 32), taken in prop::collection::vec(any::<bool>(), 32)) {
@@ -337,8 +380,8 @@ mod tests {
                 prop_assert!(out.len() - at <= ENCODED_LEN_MAX);
             }
             let mut dump = Dump::default();
-            dump.take(Attrs(&out));
-            let found = dump.finish(shape(family, has_intervals), NOW);
+            dump.take(Attrs(&out), NOW);
+            let found = dump.finish(shape(family, has_intervals));
             let until = Some(Timestamp::from_millis(NOW.as_millis() + 1500));
             let model: Vec<Found> = given.iter().map(|range| Found { range: *range, until, is_signed: true }).collect();
             prop_assert_eq!(found, model);
@@ -347,8 +390,8 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..300), has_intervals: bool) {
             let mut dump = Dump::default();
-            dump.take(Attrs(&bytes));
-            let _ = dump.finish(shape(Family::V4, has_intervals), NOW);
+            dump.take(Attrs(&bytes), NOW);
+            let _ = dump.finish(shape(Family::V4, has_intervals));
         }
     }
 
@@ -360,8 +403,8 @@ mod tests {
             encode(&mut out, shape(family, true), range, None);
             assert_eq!(Attrs(&out).count(), 1);
             let mut dump = Dump::default();
-            dump.take(Attrs(&out));
-            assert_eq!(dump.finish(shape(family, true), NOW)[0].range, range);
+            dump.take(Attrs(&out), NOW);
+            assert_eq!(dump.finish(shape(family, true))[0].range, range);
         }
     }
 }

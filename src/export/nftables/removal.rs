@@ -95,9 +95,9 @@ fn remove_elements(link: &mut Link, options: &Options) -> Result<Removed, Remove
         let shape = info.shape(target.family, true);
         places.push(Some(Place { name: &target.name, shape }));
         let question = transaction::ask_for(&options.table, &target.name, None);
-        let take = |dump: &mut Dump, attrs: &[u8]| dump.take(transaction::elements(attrs));
+        let take = |dump: &mut Dump, attrs: &[u8]| dump.take(transaction::elements(attrs), Timestamp::default());
         let dump = link.dump(Kind::GetElements, options.family, question, Dump::default, take).map_err(Trouble::of)?;
-        let found = dump.finish(shape, Timestamp::from_millis(0));
+        let found = dump.finish(shape);
         ops.extend(plan(at, shape, Renewal::Replace, &[], found, |_| false).ops);
     }
     let table = Table { family: options.family, name: &options.table, sets: places };

@@ -126,12 +126,24 @@ fn once_fills_the_operators_sets_and_ends() {
         nft("add table ip fw");
         nft("add set ip fw bypass { type ipv4_addr; flags timeout; }");
         nft("add element ip fw bypass { 9.9.9.9 }");
-        let resolver = Resolver::start(Page::json(whole(1, 1, &[("203.0.113.1", 900)], &[]))).await;
+        // All made at once, so that ends are the same however long the test takes.
+        let first = whole(1, 1, &[("203.0.113.1", 900)], &[]);
+        let next = whole(1, 2, &[("203.0.113.1", 900), ("203.0.113.2", 900)], &[]);
+        let resolver = Resolver::start(Page::json(first)).await;
         let words = "--once --nftables guest --family ip --table fw --learned4 bypass";
         let output = run(command(&[resolver.url()], words)).await;
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         let set = nft("list set ip fw bypass");
         assert!(set.contains("203.0.113.1") && set.contains("9.9.9.9"), "{set}");
+        // What would change is told against what is there, and nothing is.
+        let later = Resolver::start(Page::json(next)).await;
+        let output = run(command(&[later.url()], &format!("{words} --dry-run"))).await;
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(printed.starts_with("+ 203.0.113.2/32 until ") && printed.lines().count() == 1, "{printed}");
+        assert!(!nft("list set ip fw bypass").contains("203.0.113.2"));
+        let other = Resolver::start(Page::json(whole(1, 3, &[("203.0.113.1", 9000)], &[]))).await;
+        let output = run(command(&[other.url()], &format!("{words} --dry-run"))).await;
+        assert!(String::from_utf8(output.stdout).unwrap().starts_with("~ 203.0.113.1/32 until "));
         // A set that is missing: 1, and the words say what to do.
         let output =
             run(command(&[resolver.url()], "--once --nftables guest --family ip --table fw --learned4 gone")).await;

@@ -223,10 +223,15 @@ impl Seat {
         self.engine.lock().set_surplus(if adopts { Surplus::Adopt } else { Surplus::Withdraw });
         *self.told.lock() = Some(Told { channel: Arc::clone(channel), state: None, metrics: Vec::new() });
         let mut talk = Talk { shared, ahead, order: Order::default(), told_reasons: Vec::new() };
+        // Orders for very many hosts, which are worked off beside what is fresh.
+        let mut waiting: Vec<ForEngine> = Vec::new();
         loop {
-            let Received::Frame(octets) = channel.receive(&mut buffer) else { return Ok(()) };
-            let Some(order) = talk.take(octets)? else { continue };
-            let mut orders = vec![order];
+            let mut orders = Vec::new();
+            if waiting.is_empty() {
+                let Received::Frame(octets) = channel.receive(&mut buffer) else { return Ok(()) };
+                let Some(order) = talk.take(octets)? else { continue };
+                orders.push(order);
+            }
             let mut gate = self.gate.lock();
             let mut engine = self.engine.lock();
             // What came while the locks were held joins the transaction.
@@ -243,22 +248,34 @@ impl Seat {
                 }
             }
             let orders: Vec<_> = orders.into_iter().map(|order| talk.pass(&mut gate, order)).collect();
-            let changes: Vec<_> = orders.iter().map(|passed| Arc::clone(&passed.change)).collect();
-            let results = engine.take(&changes);
+            if orders.is_empty() {
+                engine.work_off();
+            } else {
+                let changes: Vec<_> = orders.iter().map(|passed| Arc::clone(&passed.change)).collect();
+                engine.begin(&changes);
+            }
+            waiting.extend(orders);
+            let (still_waiting, settled): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|passed| engine.must_wait(&passed.change));
+            waiting = still_waiting;
+            let settled: Vec<_> = settled.into_iter().map(|passed| (passed.number, passed.applied(&engine))).collect();
             drop(engine);
             drop(gate);
             if self.has_news() {
                 self.report(&shared.registry);
             }
-            for (passed, result) in orders.iter().zip(results) {
-                let applied = if passed.is_whole { result } else { Applied::Failed };
-                Tell::Reply { order: passed.number, applied, state: self.health.state() }.write(&mut out);
+            for (order, applied) in settled {
+                Tell::Reply { order, applied, state: self.health.state() }.write(&mut out);
                 if channel.send(&out).is_err() {
                     return Ok(());
                 }
             }
             if let Some(bad) = bad {
                 return Err(bad);
+            }
+            if !waiting.is_empty() {
+                // The thread that watches has something to look at, too.
+                thread::yield_now();
             }
         }
     }
@@ -312,6 +329,12 @@ struct ForEngine {
     change: Arc<crate::set::outlet::Change>,
     /// Whether all of it was let through.
     is_whole: bool,
+}
+
+impl ForEngine {
+    fn applied(&self, engine: &Engine) -> Applied {
+        if self.is_whole { engine.judgement(&self.change) } else { Applied::Failed }
+    }
 }
 
 impl Talk<'_> {
