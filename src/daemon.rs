@@ -334,12 +334,13 @@ impl Daemon {
     fn tell(&self, result: Result<u64, ReloadError>) {
         match result {
             Ok(generation) => {
-                self.meter.reloads.with_label_values(&["done"]).inc();
                 tracing::info!("reloaded as generation {generation}: {}", counted(&self.catalogue()));
+                // Whoever waits for the count finds the line.
+                self.meter.reloads.with_label_values(&["done"]).inc();
             }
             Err(error) => {
-                self.meter.reloads.with_label_values(&["failed"]).inc();
                 tracing::error!("reload refused, the old state stays in force: {error}");
+                self.meter.reloads.with_label_values(&["failed"]).inc();
             }
         }
     }

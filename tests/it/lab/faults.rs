@@ -78,7 +78,7 @@ fn sets_of_the_operator_are_whole_again_after_whatever_others_do() {
             assert_eq!(flow.get().await, (connection, request), "an open connection, after {lines:?}");
         }
         assert_eq!(ground.client.visit("n1.other.example", RecordType::A).await, Seen::Inspected);
-        assert_eq!(greenlane.metric("greenlane_nftables_up").await, 1.0);
+        greenlane.until_metric("greenlane_nftables_up{table=\"inet filter\"}", |up| up == 1.0).await;
     });
 }
 
