@@ -78,7 +78,8 @@ fn sets_of_the_operator_are_whole_again_after_whatever_others_do() {
             assert_eq!(flow.get().await, (connection, request), "an open connection, after {lines:?}");
         }
         assert_eq!(ground.client.visit("n1.other.example", RecordType::A).await, Seen::Inspected);
-        assert_eq!(greenlane.metric("greenlane_nftables_up").await, 1.0);
+        let is_up = "greenlane_nftables_up{table=\"inet filter\"}";
+        greenlane.until_metric(is_up, |value| value == 1.0).await;
     });
 }
 
