@@ -45,10 +45,14 @@ use crate::store::StoreError;
 use crate::web;
 use crate::wire::Rules;
 
+mod given;
 mod sinks;
 mod stats;
 mod watch;
 
+pub use given::{AgentAway, Given, Sockets, firewall_rules};
+
+use given::web_error;
 use sinks::{Keeper, Sinks};
 
 /// How long questions that wait may take to be answered once the end has begun.
@@ -191,23 +195,30 @@ impl Daemon {
     /// # Errors
     /// See [`StartError`]; nothing is left running.
     pub async fn start(config: Config, source: Option<PathBuf>) -> Result<Arc<Self>, StartError> {
+        Self::start_with(config, source, Given::default()).await
+    }
+
+    /// The same with what the keeper of this process has given it.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    pub async fn start_with(config: Config, source: Option<PathBuf>, given: Given) -> Result<Arc<Self>, StartError> {
+        let Given { sockets, agent } = given;
         let clock = Clock::system();
         let registry = Registry::new();
         let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
         config.export_files.iter().try_for_each(file::check)?;
         let tokens = read_tokens(&config)?;
-        let bound = listen::bind(&config.listen.dns)?;
-        if bound.is_empty() {
-            return Err(StartError::NoAddress);
-        }
-        let web = bind_web(&config).await?;
+        let Sockets { dns, web } = sockets.map_or_else(|| Sockets::bind(&config), Ok)?;
+        let bound = dns.into_iter().map(listen::read).collect::<Result<Vec<_>, _>>()?;
+        let web = web.map(TcpListener::from_std).transpose().map_err(|source| web_error(&config, source))?;
         let forward = Arc::new(Forward::new(config.forward.clone(), clamps(&config), clock.clone(), &registry)?);
 
         tell_warnings(&loaded.warnings);
         let catalogue = Arc::new(loaded.catalogue);
         let generation = 1;
         let options = learn_options(&config, bound.iter().map(|sockets| sockets.addr));
-        let Sinks { outlets, restored, keeper } = Sinks::start(&config, &clock, &registry)?;
+        let Sinks { outlets, restored, keeper } = Sinks::start(&config, agent, &clock, &registry)?;
         let joins = Joins::default();
         let start =
             learn::Start { options, listing: listing(&catalogue), generation, outlets, joins: joins.clone(), restored };
@@ -526,13 +537,6 @@ fn read_tokens(config: &Config) -> Result<web::Tokens, web::TokenError> {
         tracing::warn!("{warning}");
     }
     Ok(tokens)
-}
-
-async fn bind_web(config: &Config) -> Result<Option<TcpListener>, StartError> {
-    match config.web.listen {
-        None => Ok(None),
-        Some(addr) => TcpListener::bind(addr).await.map(Some).map_err(|source| StartError::Web { addr, source }),
-    }
 }
 
 fn current(config: &Config, generation: u64, catalogue: &Arc<Catalogue>, forward: Arc<Forward>) -> Current {

@@ -20,7 +20,7 @@
 //! Layers, lower ones never import higher ones (`tests/it/layers.rs` holds us to it):
 //!
 //! ```text
-//! 0  name, prefix, source, clock, metrics, wire, admission   nothing of ours but each other
+//! 0  name, prefix, source, clock, metrics, wire, admission, privilege, keeper   nothing of ours but each other
 //! 1  catalogue                              layer 0
 //! 2  cache, forward                         wire, name, clock, metrics
 //!    set                                    name, prefix, clock, metrics, catalogue's Tag
@@ -37,9 +37,11 @@
 
 pub mod admission;
 pub mod clock;
+pub mod keeper;
 pub mod metrics;
 pub mod name;
 pub mod prefix;
+pub mod privilege;
 pub mod source;
 pub mod wire;
 

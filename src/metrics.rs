@@ -4,6 +4,9 @@
 //! `greenlane_<part>_<what>_<unit>`, counters end in `_total`. Label values come from enums, app ids and the
 //! numbered places of upstreams in the configuration; a metric label never takes a domain name or an address.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{Encoder, TextEncoder};
 
@@ -12,7 +15,27 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All metrics of one daemon; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Registry(prometheus::Registry);
+pub struct Registry {
+    collectors: prometheus::Registry,
+    texts: Arc<Mutex<Vec<Text>>>,
+}
+
+/// Metrics that another process has printed; cheap to clone, empty at first. Its names must be of no collector here.
+#[derive(Clone, Debug, Default)]
+pub struct Text(Arc<Mutex<String>>);
+
+impl Text {
+    /// Puts a new text in place of the last one.
+    pub fn set(&self, text: String) {
+        *self.0.lock() = text;
+    }
+
+    /// Changes the text.
+    pub fn change(&self, change: impl FnOnce(&str) -> String) {
+        let mut text = self.0.lock();
+        *text = change(&text);
+    }
+}
 
 impl Registry {
     /// Makes an empty registry.
@@ -26,7 +49,7 @@ impl Registry {
     /// If its name is malformed or taken: both are mistakes in this program and show at the first start.
     pub fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
         let collector = made.expect("metric names and help are constants of this program");
-        self.0.register(Box::new(collector.clone())).expect("each metric is registered once");
+        self.collectors.register(Box::new(collector.clone())).expect("each metric is registered once");
         collector
     }
 
@@ -34,7 +57,17 @@ impl Registry {
     pub fn render(&self) -> Vec<u8> {
         let mut text = Vec::new();
         // Writing to a vector fails only for a family without metrics; what was written before it stays valid.
-        let _ = TextEncoder::new().encode(&self.0.gather(), &mut text);
+        let _ = TextEncoder::new().encode(&self.collectors.gather(), &mut text);
+        for other in &*self.texts.lock() {
+            text.extend_from_slice(other.0.lock().as_bytes());
+        }
+        text
+    }
+
+    /// Adds a place for what another process prints, behind our own.
+    pub fn add_text(&self) -> Text {
+        let text = Text::default();
+        self.texts.lock().push(text.clone());
         text
     }
 }

@@ -164,7 +164,7 @@ impl Pipeline {
         let flags = (view.dnssec_ok(), view.checking_disabled());
         let key = key.fill(view.qtype(), flags, view.fold_qname(&mut name));
         let Some(entry) = cache.find(key) else { return Tried::Miss };
-        if !entry.is_fresh(now) || !entry.mark.programmed || entry.mark.generation != current.load().generation {
+        if !entry.is_fresh(now) || !entry.is_programmed() || !entry.is_of(current.load().generation) {
             return Tried::Miss;
         }
         meter.hits.inc();
@@ -213,12 +213,12 @@ impl Pipeline {
     fn finish(&self, entry: &Entry, view: &View<'_>, transport: Transport, now: Timestamp, out: &mut Vec<u8>) {
         let given = Given {
             age_secs: entry.age_secs(now),
-            ttl_cap: (!entry.mark.programmed).then_some(UNPROGRAMMED_TTL_SECS),
-            tag: entry.mark.tagged.as_deref().map(|tagged| &tagged.option),
+            ttl_cap: (!entry.is_programmed()).then_some(UNPROGRAMMED_TTL_SECS),
+            tag: entry.tagged().map(|tagged| &tagged.option),
         };
-        wire::finish(&entry.answer, view, &given, wire::limit(view, transport), out);
-        self.0.meter.response(entry.answer.rcode());
-        if let Some(tagged) = &entry.mark.tagged {
+        wire::finish(entry.answer(), view, &given, wire::limit(view, transport), out);
+        self.0.meter.response(entry.answer().rcode());
+        if let Some(tagged) = entry.tagged() {
             self.0.meter.tagged_answers.inc();
             tagged.answers.iter().for_each(prometheus::IntCounter::inc);
         }
@@ -245,7 +245,7 @@ impl Pipeline {
         let cached = self.0.cache.find(key.as_bytes()).filter(|entry| entry.is_fresh(now));
         let entry = match cached {
             // Came in between, by the flight before this one.
-            Some(entry) if entry.mark.programmed && entry.mark.generation == self.0.current.load().generation => {
+            Some(entry) if entry.is_programmed() && entry.is_of(self.0.current.load().generation) => {
                 self.0.meter.hits.inc();
                 return leader.land(Landed { entry });
             }
@@ -255,9 +255,8 @@ impl Pipeline {
                 self.ask(&question, client).await
             }
         };
-        let entry = Arc::new(entry);
-        if entry.lifetime_secs > 0 {
-            self.keep(&question, key, &entry, &upstreams);
+        if entry.lifetime_secs() > 0 {
+            self.keep(&question, &key, &entry, &upstreams);
         }
         leader.land(Landed { entry });
     }
@@ -281,7 +280,7 @@ impl Pipeline {
             _ => answer.lifetime_secs().unwrap_or(0),
         };
         let mark = self.learn(question, (facts, answer.heap_bytes()), 0, client).await;
-        Entry { answer, stored, lifetime_secs, mark }
+        Entry::new(question, answer.kept(), stored, lifetime_secs, mark)
     }
 
     /// Matches and learns a cached answer anew, without asking anybody.
@@ -289,10 +288,10 @@ impl Pipeline {
         let now = self.0.clock.now();
         // What is kept has been walked and clamped before: walking it again under the widest rules changes nothing.
         let rules = Rules { min_ttl: 0, max_ttl: u32::MAX, negative_max_ttl: u32::MAX, trust_ad: true };
-        let facts = wire::walk(entry.answer.bytes(), question, &rules).map(|walked| walked.facts).unwrap_or_default();
-        let octets = entry.answer.heap_bytes();
+        let facts = wire::walk(entry.answer().bytes(), question, &rules).map(|walked| walked.facts).unwrap_or_default();
+        let octets = entry.answer().octets().len();
         let mark = self.learn(question, (facts, octets), entry.age_secs(now), client).await;
-        Entry { answer: entry.answer.clone(), stored: entry.stored, lifetime_secs: entry.lifetime_secs, mark }
+        Entry::new(question, entry.answer(), entry.stored(), entry.lifetime_secs(), mark)
     }
 
     /// Matches the name asked and offers the answer's addresses; `octets` is how large the answer is that waits.
@@ -346,10 +345,10 @@ impl Pipeline {
 
     /// Puts an entry into the cache, unless its name became a followed target while it was on its way, or others than
     /// `upstreams` are asked now. Both are looked at afterwards: what changes later finds the entry there and drops it.
-    fn keep(&self, question: &Question, key: Key, entry: &Arc<Entry>, upstreams: &Arc<Forward>) {
+    fn keep(&self, question: &Question, key: &Key, entry: &Entry, upstreams: &Arc<Forward>) {
         let Shared { cache, learner, clock, current, .. } = &*self.0;
-        cache.insert(key.clone(), Arc::clone(entry));
-        let was_not_learned = !entry.mark.is_learned && ADDRESS_TYPES.contains(&question.qtype);
+        cache.insert(key, entry.clone());
+        let was_not_learned = !entry.is_learned() && ADDRESS_TYPES.contains(&question.qtype);
         let is_followed = was_not_learned && learner.followed(&question.name, clock.now()).is_some();
         if is_followed || !Arc::ptr_eq(upstreams, current.load().forward()) {
             cache.remove(key.as_bytes());

@@ -1,4 +1,5 @@
-//! A hit costs no allocation: the two calls' first, [`Pipeline::try_answer`], seen by an allocator that counts.
+//! What memory costs: a hit allocates nothing ([`Pipeline::try_answer`]), and a cache takes what it says. Both are seen
+//! by an allocator that counts.
 //!
 //! The parts are joined as the daemon joins them, with a scripted upstream behind real sockets. Only what the test's
 //! own thread allocates is counted, and only while a hit is answered.
@@ -10,15 +11,16 @@ use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use greenlane::cache::Cache;
+use greenlane::cache::{Cache, Entry, Key, Mark};
 use greenlane::catalogue::{self, Catalogue};
 use greenlane::clock::{Clock, Timestamp};
 use greenlane::forward::{self, Forward, Protocol};
 use greenlane::learn::{self, Listing};
 use greenlane::metrics::Registry;
+use greenlane::name::Name;
 use greenlane::pipeline::{Current, Pipeline, TagOptions, Tried};
 use greenlane::policy::Special;
-use greenlane::wire::{Rules, Seen, Transport, View, see};
+use greenlane::wire::{self, Question, Rules, Seen, Transport, View, see};
 
 #[path = "it/upstream.rs"]
 mod upstream;
@@ -31,33 +33,46 @@ struct Counting;
 thread_local! {
     /// Allocations of this thread. Constant and without a destructor, so that reading it allocates nothing itself.
     static COUNT: Cell<usize> = const { Cell::new(0) };
+    /// Octets that this thread took less those that it gave back, as glibc's allocator rounds them.
+    static TAKEN: Cell<isize> = const { Cell::new(0) };
 }
 
-fn count() {
+fn count(taken: usize) {
     COUNT.set(COUNT.get() + 1);
+    TAKEN.set(TAKEN.get() + rounded(taken));
+}
+
+fn give_back(size: usize) {
+    TAKEN.set(TAKEN.get() - rounded(size));
+}
+
+fn rounded(size: usize) -> isize {
+    (size + 8).next_multiple_of(16).max(32) as isize
 }
 
 // SAFETY: every call goes to the system's allocator as it came, under the same contract.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller's promises are those that the system asks for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller's promises are those that the system asks for.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        give_back(layout.size());
+        count(size);
         // SAFETY: the caller's promises are those that the system asks for.
         unsafe { System.realloc(at, layout, size) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        give_back(layout.size());
         // SAFETY: the caller's promises are those that the system asks for.
         unsafe { System.dealloc(at, layout) }
     }
@@ -237,4 +252,42 @@ async fn looking_at_a_miss_or_at_noise_does_not_allocate() {
         });
         assert_eq!(allocations, 0, "{noise:02x?}");
     }
+}
+
+/// Puts answers for this many names into a cache and returns the octets that it took and those that it counts.
+fn fill(cache: &Cache, names: u32, address_count: u8) -> (f64, f64) {
+    let mark = Mark { generation: 1, tagged: None, is_learned: false, programmed: true };
+    let before = TAKEN.get();
+    for i in 0..names {
+        let name = Name::parse(&format!("{:x}.www.name-{i}.example", i.wrapping_mul(0x9e37_79b9))).unwrap();
+        let question = Question { name, qtype: A, qclass: 1, dnssec_ok: false, checking_disabled: false };
+        let mut reply = b"\0\0\x81\x80\0\x01\0\0\0\0\0\0".to_vec();
+        reply[7] = address_count;
+        reply.extend(question.name.as_wire());
+        reply.extend([0, 1, 0, 1]);
+        (0..address_count).for_each(|n| reply.extend(record(&[0xc0, 12], A, 300, &[192, 0, 2, n])));
+        let answer = wire::walk(&reply, &question, &RULES).unwrap().answer;
+        cache.insert(&Key::of(&question), Entry::new(&question, answer.kept(), START, 300, mark.clone()));
+    }
+    ((TAKEN.get() - before) as f64, cache.size_bytes() as f64)
+}
+
+#[test]
+fn a_cache_takes_what_it_counts() {
+    for (names, address_count) in [(40_000, 1), (5_000, 30)] {
+        let cache = Cache::new(256 << 20);
+        let (taken, counted) = fill(&cache, names, address_count);
+        println!(
+            "{address_count} addresses: {:.0} octets a name, {:.0} counted",
+            taken / f64::from(names),
+            counted / f64::from(names)
+        );
+        assert_eq!(cache.len(), names as usize);
+        assert!((0.85..1.15).contains(&(taken / counted)), "{taken} taken, {counted} counted");
+    }
+    // Full and turned over several times, it stays within its bound.
+    let cache = Cache::new(8 << 20);
+    let (taken, counted) = fill(&cache, 300_000, 1);
+    println!("full: {taken} taken, {counted} counted, {} names", cache.len());
+    assert!(counted <= f64::from(8 << 20) && taken <= f64::from(8 << 20) * 1.15, "{taken} taken, {counted} counted");
 }

@@ -1,12 +1,14 @@
 //! One cached answer, and what was found out about it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
+use triomphe::ThinArc;
 
 use crate::clock::Timestamp;
-use crate::wire::{Answer, Question, TagOption};
+use crate::wire::{Kept, Question, Shape, TagOption};
 
 /// Longest key: type, flags and a name of 255 octets.
 const KEY_LEN_MAX: usize = 3 + 255;
@@ -36,23 +38,83 @@ pub struct Mark {
     pub programmed: bool,
 }
 
-/// An answer as it is kept: the upstream's octets, their times, and what was found out about it.
-#[derive(Debug)]
-pub struct Entry {
-    /// The answer.
-    pub answer: Answer,
-    /// When it came.
-    pub stored: Timestamp,
-    /// How long it is good for.
-    pub lifetime_secs: u32,
-    /// Match and learning.
-    pub mark: Mark,
+/// An answer as it is kept: the upstream's octets, their times, and what was found out about it. Cheap to clone.
+///
+/// All of it is one allocation, octets included, and a handle is one word: most of the process's memory is entries.
+#[derive(Clone)]
+pub struct Entry(ThinArc<Head, u8>);
+
+/// What stands before the octets.
+struct Head {
+    /// When the answer came.
+    stored: Timestamp,
+    tagged: Option<Arc<Tagged>>,
+    /// The lifetime in it is how long the entry is good for.
+    shape: Shape,
+    /// Generations beyond its range are never found again; that many reloads do not happen.
+    generation: u32,
+    flags: u8,
 }
 
+/// DO and CD of the question, as in a key.
+const FLAGS_OF_QUESTION: u8 = 0b11;
+const IS_LEARNED: u8 = 1 << 2;
+const PROGRAMMED: u8 = 1 << 3;
+
 impl Entry {
+    /// Copies an answer that came at `stored`; it is good for `lifetime_secs`.
+    pub fn new(question: &Question, answer: Kept<'_>, stored: Timestamp, lifetime_secs: u32, mark: Mark) -> Self {
+        let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        let head = Head {
+            stored,
+            shape: answer.shape().with_lifetime(lifetime_secs),
+            generation: u32::try_from(mark.generation).unwrap_or(u32::MAX),
+            flags: flags_of(question.dnssec_ok, question.checking_disabled)
+                | flag(mark.is_learned, IS_LEARNED)
+                | flag(mark.programmed, PROGRAMMED),
+            tagged: mark.tagged,
+        };
+        Self(ThinArc::from_header_and_slice(head, answer.octets()))
+    }
+
+    /// Returns the answer for reading.
+    pub fn answer(&self) -> Kept<'_> {
+        Kept::new(self.head().shape, &self.0.slice)
+    }
+
+    /// Returns when the answer came.
+    pub fn stored(&self) -> Timestamp {
+        self.head().stored
+    }
+
+    /// Returns how long it is good for, in seconds.
+    pub fn lifetime_secs(&self) -> u32 {
+        self.head().shape.lifetime_secs()
+    }
+
+    /// Returns the tag, if the name asked is listed.
+    pub fn tagged(&self) -> Option<&Tagged> {
+        self.head().tagged.as_deref()
+    }
+
+    /// Returns whether the catalogue of that generation matched it.
+    pub fn is_of(&self, generation: u64) -> bool {
+        u64::from(self.head().generation) == generation
+    }
+
+    /// See [`Mark::is_learned`].
+    pub fn is_learned(&self) -> bool {
+        self.head().flags & IS_LEARNED != 0
+    }
+
+    /// See [`Mark::programmed`].
+    pub fn is_programmed(&self) -> bool {
+        self.head().flags & PROGRAMMED != 0
+    }
+
     /// Returns whether the answer may still be given.
     pub fn is_fresh(&self, now: Timestamp) -> bool {
-        now < self.stored.after(Duration::from_secs(u64::from(self.lifetime_secs)))
+        now < self.stored().after(Duration::from_secs(u64::from(self.lifetime_secs())))
     }
 
     /// Returns the whole seconds since it came; a TTL is told less this.
@@ -60,13 +122,45 @@ impl Entry {
     /// Rounded down, so an answer is told to live up to a second longer than it was stored for; the learner is
     /// offered a TTL longer by that second.
     pub fn age_secs(&self, now: Timestamp) -> u32 {
-        u32::try_from(now.since(self.stored).as_secs()).unwrap_or(u32::MAX)
+        u32::try_from(now.since(self.stored()).as_secs()).unwrap_or(u32::MAX)
     }
 
-    /// Returns the octets it takes, its allocations included.
-    pub(super) fn size_bytes(&self) -> usize {
-        size_of::<Self>() + self.answer.heap_bytes()
+    /// Returns whether it answers the question of a key.
+    pub(super) fn answers(&self, key: &[u8]) -> bool {
+        let Some((&[high, low, flags], name)) = key.split_first_chunk() else { return false };
+        // The question stands behind the header: the name, lower case and whole, then type and class.
+        let kept = self.0.slice.get(HEADER_LEN..).unwrap_or_default();
+        flags == self.head().flags & FLAGS_OF_QUESTION
+            && kept.get(..name.len()) == Some(name)
+            && kept.get(name.len()..name.len() + 2) == Some(&[high, low])
     }
+
+    /// Returns the octets of its allocation: count and length, head, answer, and what the allocator adds.
+    pub(super) fn size_bytes(&self) -> usize {
+        let asked = 2 * size_of::<usize>() + size_of::<Head>() + self.0.slice.len();
+        (asked + ALLOCATION_BYTES).next_multiple_of(ALLOCATION_UNIT)
+    }
+
+    fn head(&self) -> &Head {
+        &self.0.header.header
+    }
+}
+
+/// What the usual allocators (glibc's) keep beside each allocation, and the unit that they round to.
+const ALLOCATION_BYTES: usize = 8;
+const ALLOCATION_UNIT: usize = 16;
+
+/// Octets of a message's header (RFC 1035 §4.1.1).
+const HEADER_LEN: usize = 12;
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("stored", &self.stored()).field("answer", &self.answer()).finish_non_exhaustive()
+    }
+}
+
+fn flags_of(dnssec_ok: bool, checking_disabled: bool) -> u8 {
+    u8::from(dnssec_ok) | u8::from(checking_disabled) << 1
 }
 
 /// What an answer is found by: type, DO, CD and the name without case. The class is always IN.
@@ -87,12 +181,6 @@ impl Key {
     }
 }
 
-impl std::borrow::Borrow<[u8]> for Key {
-    fn borrow(&self) -> &[u8] {
-        &self.0
-    }
-}
-
 /// Room for a key on the stack, for a look-up without allocation.
 pub struct KeyBuf([u8; KEY_LEN_MAX]);
 
@@ -106,7 +194,7 @@ impl KeyBuf {
     pub fn fill(&mut self, qtype: u16, flags: (bool, bool), name: &[u8]) -> &[u8] {
         let name = &name[..name.len().min(KEY_LEN_MAX - 3)];
         self.0[..2].copy_from_slice(&qtype.to_be_bytes());
-        self.0[2] = u8::from(flags.0) | u8::from(flags.1) << 1;
+        self.0[2] = flags_of(flags.0, flags.1);
         self.0[3..3 + name.len()].copy_from_slice(name);
         &self.0[..3 + name.len()]
     }
@@ -115,5 +203,51 @@ impl KeyBuf {
 impl Default for KeyBuf {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::Name;
+    use crate::wire;
+
+    fn entry(name: &str, qtype: u16, flags: (bool, bool)) -> (Entry, Key) {
+        let (dnssec_ok, checking_disabled) = flags;
+        let question = Question { name: Name::parse(name).unwrap(), qtype, qclass: 1, dnssec_ok, checking_disabled };
+        let mark = Mark { generation: 7, tagged: None, is_learned: true, programmed: false };
+        let answer = wire::synthesize(&question, 0, &[wire::Ede::new(22, "text")]);
+        (Entry::new(&question, answer.kept(), Timestamp::from_secs(1), 30, mark), Key::of(&question))
+    }
+
+    #[test]
+    fn an_entry_answers_the_question_of_its_own_key_only() {
+        let cases = [
+            ("a.example", 1, (false, false)),
+            ("a.example", 1, (true, false)),
+            ("a.example", 1, (false, true)),
+            ("a.example", 28, (false, false)),
+            ("b.example", 1, (false, false)),
+            ("example", 1, (false, false)),
+            ("x.a.example", 1, (false, false)),
+            (".", 1, (false, false)),
+        ];
+        for (i, (name, qtype, flags)) in cases.into_iter().enumerate() {
+            for (j, (other, other_type, other_flags)) in cases.into_iter().enumerate() {
+                let (entry, key) = (entry(name, qtype, flags).0, entry(other, other_type, other_flags).1);
+                assert_eq!(entry.answers(key.as_bytes()), i == j, "{name} {qtype} for {other} {other_type}");
+            }
+        }
+        assert!(!entry("a.example", 1, (false, false)).0.answers(&[0]));
+    }
+
+    #[test]
+    fn a_head_holds_what_was_put_in() {
+        let (entry, _) = entry("a.example", 1, (true, true));
+        assert!(entry.is_of(7) && !entry.is_of(8) && entry.is_learned() && !entry.is_programmed());
+        assert_eq!((entry.lifetime_secs(), entry.stored()), (30, Timestamp::from_secs(1)));
+        assert_eq!(entry.answer().edes(), [wire::Ede::new(22, "text")]);
+        assert!(entry.is_fresh(Timestamp::from_secs(30)) && !entry.is_fresh(Timestamp::from_secs(31)));
+        assert_eq!((size_of::<Entry>(), size_of::<Head>()), (8, 40));
     }
 }

@@ -5,11 +5,12 @@
 //! rarely leaves first. It knows nothing of freshness: the reader asks the entry with its own `now`. DO and CD are
 //! part of the key, or data that failed validation would reach clients that never asked for it (RFC 4035 §4.7).
 
-use std::sync::Arc;
+use std::fmt;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::time::Duration;
 
 use quick_cache::Weighter;
-use quick_cache::sync::{Cache as Shards, DefaultLifecycle};
+use quick_cache::sync::DefaultLifecycle;
 
 mod entry;
 
@@ -39,24 +40,53 @@ impl Default for Options {
     }
 }
 
-/// What the shards need for an entry besides its own octets: slot, hash table, reference counts.
-const OVERHEAD_BYTES: u64 = 96;
+/// What the shards need for an entry besides its own octets: a slot of their slab, a place in their hash table and
+/// what both have to spare.
+const SLOT_BYTES: u64 = 56;
 
 /// A typical small answer, to size the shards' tables from the bound in octets.
-const TYPICAL_ENTRY_BYTES: u64 = 512;
+const TYPICAL_ENTRY_BYTES: u64 = 256;
+
+/// An entry is found by the hash of its key alone, so that no second copy of the name is kept; the question in the
+/// entry's answer says whether it is the right one.
+type Hash = u64;
 
 #[derive(Clone, Debug)]
 struct ByOctets;
 
-impl Weighter<Key, Arc<Entry>> for ByOctets {
-    fn weight(&self, key: &Key, entry: &Arc<Entry>) -> u64 {
-        (key.as_bytes().len() + entry.size_bytes()) as u64 + OVERHEAD_BYTES
+impl Weighter<Hash, Entry> for ByOctets {
+    fn weight(&self, _: &Hash, entry: &Entry) -> u64 {
+        entry.size_bytes() as u64 + SLOT_BYTES
     }
 }
 
+/// Hashes what is a hash already.
+#[derive(Clone, Copy, Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Not used by `u64`; any mixing will do.
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+type Shards =
+    quick_cache::sync::Cache<Hash, Entry, ByOctets, BuildHasherDefault<AsItIs>, DefaultLifecycle<Hash, Entry>>;
+
 /// The answers, shared by all threads.
 pub struct Cache {
-    shards: Shards<Key, Arc<Entry>, ByOctets, foldhash::fast::RandomState, DefaultLifecycle<Key, Arc<Entry>>>,
+    shards: Shards,
+    /// Seeded anew in each process, so that nobody can make names that collide.
+    hasher: foldhash::fast::RandomState,
 }
 
 impl Cache {
@@ -64,22 +94,22 @@ impl Cache {
     pub fn new(size_bytes: u64) -> Self {
         let items = usize::try_from(size_bytes / TYPICAL_ENTRY_BYTES).unwrap_or(usize::MAX).max(64);
         let shards = Shards::with(items, size_bytes, ByOctets, Default::default(), DefaultLifecycle::default());
-        Self { shards }
+        Self { shards, hasher: Default::default() }
     }
 
     /// Finds the entry of a key made by [`KeyBuf::fill`]; fresh or not. One shard read, no allocation.
-    pub fn find(&self, key: &[u8]) -> Option<Arc<Entry>> {
-        self.shards.get(key)
+    pub fn find(&self, key: &[u8]) -> Option<Entry> {
+        self.shards.get(&self.hash(key)).filter(|entry| entry.answers(key))
     }
 
     /// Keeps an entry, in the place of an older one.
-    pub fn insert(&self, key: Key, entry: Arc<Entry>) {
-        self.shards.insert(key, entry);
+    pub fn insert(&self, key: &Key, entry: Entry) {
+        self.shards.insert(self.hash(key.as_bytes()), entry);
     }
 
     /// Forgets an entry.
     pub fn remove(&self, key: &[u8]) {
-        self.shards.remove(key);
+        self.shards.remove(&self.hash(key));
     }
 
     /// Forgets everything.
@@ -101,10 +131,14 @@ impl Cache {
     pub fn size_bytes(&self) -> u64 {
         self.shards.weight()
     }
+
+    fn hash(&self, key: &[u8]) -> Hash {
+        self.hasher.hash_one(key)
+    }
 }
 
-impl std::fmt::Debug for Cache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache").field("entries", &self.len()).finish_non_exhaustive()
     }
 }

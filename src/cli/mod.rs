@@ -19,6 +19,7 @@ mod ask;
 mod check;
 mod demo;
 mod explain;
+mod kept;
 mod nft;
 mod prefixes;
 mod serve;
@@ -54,6 +55,12 @@ enum Command {
     /// Look after what is kept in the local nftables
     #[command(subcommand)]
     Nft(NftCommand),
+    /// Program the local firewall for a resolver; `serve` starts this
+    #[command(hide = true)]
+    Agent(ConfigFile),
+    /// Answer without privileges; `serve` starts this
+    #[command(hide = true)]
+    Resolver(ConfigFile),
 }
 
 #[derive(Debug, Subcommand)]
@@ -185,10 +192,14 @@ impl ConfigFile {
     fn load(&self) -> Result<Config, Failure> {
         let path = self.path();
         let config = read_config(path.as_deref())?;
-        for warning in &config.not_built {
-            tell(format_args!("warning: {warning}"));
-        }
+        tell_warnings(&config);
         Ok(config)
+    }
+}
+
+fn tell_warnings(config: &Config) {
+    for warning in &config.not_built {
+        tell(format_args!("warning: {warning}"));
     }
 }
 
@@ -236,6 +247,8 @@ impl Cli {
             Some(Command::Prefixes(args)) => prefixes::run(&self.file, &args),
             Some(Command::Sync(args)) => sync::run(&self.file, &args),
             Some(Command::Nft(command)) => nft::run(&self.file, &command),
+            Some(Command::Agent(file)) => kept::agent(&file),
+            Some(Command::Resolver(file)) => kept::resolver(&file),
         }
     }
 }

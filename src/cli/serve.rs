@@ -1,24 +1,47 @@
 //! `greenlane serve`: run until told to stop, reload when told to.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
+use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use super::{ConfigFile, Failure};
-use crate::config::{LogFormat, LogOptions};
-use crate::daemon::{Daemon, Stopped};
+use super::{ConfigFile, Failure, kept};
+use crate::config::{Config, LogFormat, LogOptions};
+use crate::daemon::{Daemon, Given, Stopped};
 
-/// Runs the daemon.
+/// Runs the daemon: in this process, or, where it may program the firewall, in processes of their own.
 pub(super) fn run(file: &ConfigFile) -> Result<(), Failure> {
-    let config = file.load()?;
+    let path = file.path();
+    let config = super::read_config(path.as_deref())?;
     log_to_stderr(&config.log);
+    if kept::is_due(&config) {
+        return kept::keep(file, &config);
+    }
+    super::tell_warnings(&config);
+    let stopped = serve(config, path, Given::default(), || {
+        // A service manager that does not listen is no reason to stop.
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    });
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    stopped
+}
+
+/// Serves until told to stop; calls `is_ready` once questions are answered.
+pub(super) fn serve(
+    config: Config,
+    source: Option<PathBuf>,
+    given: Given,
+    is_ready: impl FnOnce(),
+) -> Result<(), Failure> {
     runtime()?.block_on(async {
         // Before the greeting: whoever reads it may signal at once, and must not end us without a drain.
         let signals = Signals::new()?;
-        let daemon = Daemon::start(config, file.path()).await.map_err(Failure::from)?;
+        let daemon = Daemon::start_with(config, source, given).await.map_err(Failure::from)?;
         super::tell(daemon.greeting());
+        is_ready();
         signals.until_stopped(&daemon).await?;
         daemon.drain().await;
         Ok(())

@@ -24,7 +24,7 @@ use crate::daemon::interface_addresses;
 use crate::export::follow::{
     Access, Follower, OnceError, Options, Printer, Resolver, Sink, Standing, UrlError, WIDEST4, WIDEST6,
 };
-use crate::export::nftables::{self, MARK, Mode, SetNames, Surplus, TableFamily};
+use crate::export::nftables::{self, MARK, Mode, SetNames, SetsError, Surplus, TableFamily};
 use crate::metrics::Registry;
 use crate::prefix::{Prefix, PrefixError};
 use crate::set::outlet::outlet;
@@ -329,17 +329,13 @@ impl NftablesArgs {
                 "--mark: only a table of our own marks flows; leave it out, or use --nftables own",
             ));
         }
-        if !is_own && self.names().iter().all(|name| name.is_none()) {
-            let remedy = "name your sets with --learned4, --learned6, --static4 and --static6";
-            return Err(Failure::usage(format!("--nftables guest: expected at least one set; {remedy}")));
-        }
         let name = |given: &Option<String>, usual: &str| given.clone().or_else(|| is_own.then(|| usual.to_owned()));
         let family = match self.family {
             None | Some(PrintedFamily::Inet) => TableFamily::Inet,
             Some(PrintedFamily::Ip) => TableFamily::Ip,
             Some(PrintedFamily::Ip6) => TableFamily::Ip6,
         };
-        Ok(nftables::Options {
+        let engine = nftables::Options {
             mode: if is_own { Mode::Own { mark: self.mark.unwrap_or(MARK), size } } else { Mode::Guest },
             family,
             table: self.table.clone().unwrap_or_else(|| "greenlane".to_owned()),
@@ -350,7 +346,15 @@ impl NftablesArgs {
                 static6: name(&self.static6, "static6"),
             },
             hold,
-        })
+        };
+        engine.check().map_err(|error| match &error {
+            SetsError::Same { second, .. } => Failure::usage(format!("--{second}: {error}")),
+            SetsError::NoneFits(_) => {
+                let remedy = "name your sets with --learned4, --learned6, --static4 and --static6";
+                Failure::usage(format!("--nftables guest: {error}; {remedy}"))
+            }
+        })?;
+        Ok(engine)
     }
 }
 

@@ -9,6 +9,7 @@ use std::fmt;
 use thiserror::Error;
 
 use super::upstream::UpstreamError;
+use crate::export::nftables::SetsError;
 use crate::name::NameError;
 use crate::prefix::PrefixError;
 use crate::source::{Location, Problem, Problems};
@@ -52,6 +53,9 @@ pub(super) enum Fault {
     /// An upstream that is this server.
     #[error("{upstream} is our own address {listening}, questions would go in a circle, expected another server")]
     Circle { upstream: String, listening: String },
+    /// Sets of nftables that cannot be filled as they are named.
+    #[error(transparent)]
+    Sets(#[from] SetsError),
     /// Checked, but without effect in this release.
     #[error("not built yet, setting it has no effect")]
     NotBuilt,

@@ -11,7 +11,7 @@ use super::key::{AnyKey, State, Unset};
 use super::raw::{At, Entries, Raw};
 use super::units::print_duration;
 use super::{Config, LogOptions, Places, table, upstream};
-use crate::export::nftables::{self, Mode, SetNames, TableFamily};
+use crate::export::nftables::{self, Mode, SetNames, SetsError, TableFamily};
 use crate::forward::{Route, Upstream};
 use crate::pipeline::TagOptions;
 use crate::prefix::Prefix;
@@ -349,7 +349,19 @@ fn export_nftables(raw: &Raw<'_>, learn: &learn::Options, faults: &mut Faults) -
         let place = Located::new(format!("{} {name}", family.as_str()), table.at.location());
         check_once(table::NFTABLES_TABLE.spec.path, &mut places, place, String::clone, faults);
         let mode = if is_own { Mode::Own { mark, size } } else { Mode::Guest };
-        engines.push(nftables::Options { mode, family, table: name, sets, hold: learn.hold });
+        let engine = nftables::Options { mode, family, table: name, sets, hold: learn.hold };
+        if let Err(error) = engine.check() {
+            let path = |key: &str| format!("export.nftables.{key}");
+            // Of two names, one is written; the other may be the default.
+            let (written, key) = match &error {
+                SetsError::Same { first, second, .. } => {
+                    (entries.item(&path(second)).or_else(|| entries.item(&path(first))), path(second))
+                }
+                SetsError::NoneFits(_) => (None, "export.nftables".to_owned()),
+            };
+            faults.push(written.map_or_else(|| table.at.location(), |item| item.at.location()), &key, error);
+        }
+        engines.push(engine);
     }
     engines
 }

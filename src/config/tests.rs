@@ -606,11 +606,40 @@ learned4 = \"bypass\"
     assert_eq!(engines[0].sets.static6.as_deref(), Some("static6"));
     assert_eq!((engines[1].mode, engines[1].family), (Mode::Guest, TableFamily::Ip));
     assert_eq!(engines[1].sets, SetNames { learned4: Some("bypass".to_owned()), ..SetNames::default() });
-    let twice = "[[export.nftables]]\n[[export.nftables]]\nmode = \"guest\"\n";
+    let twice = "[[export.nftables]]\n[[export.nftables]]\nmode = \"guest\"\nlearned4 = \"bypass\"\n";
     assert_eq!(
         messages(read(twice)),
         ["config.toml:2:1: export.nftables.table: inet greenlane stands already at config.toml:1:1, expected it once"]
     );
+}
+
+#[test]
+fn sets_of_nftables_that_cannot_be_are_told_with_their_place() {
+    let said = |lines: &str| messages(read(&format!("[[export.nftables]]\n{lines}")));
+    let guest = "mode = \"guest\"\ntable = \"filter\"\n";
+    assert_eq!(
+        said(&format!("{guest}learned4 = \"bypass\"\nstatic4 = \"bypass\"\n")),
+        ["config.toml:4:12: export.nftables.learned4: bypass is the set of static4 already, expected a set of its own"]
+    );
+    // One of them may be a default.
+    assert_eq!(
+        said("static6 = \"learned6\"\n"),
+        [
+            "config.toml:2:11: export.nftables.learned6: learned6 is the set of static6 already, expected a set of its own"
+        ]
+    );
+    assert_eq!(
+        said(guest),
+        ["config.toml:1:1: export.nftables: no set to fill, expected at least one of learned4, learned6, static4, \
+             static6 in a table of family inet"]
+    );
+    assert_eq!(
+        said(&format!("{guest}family = \"ip\"\nlearned6 = \"bypass\"\n")),
+        ["config.toml:1:1: export.nftables: no set to fill, expected at least one of learned4, static4 in a table \
+             of family ip"]
+    );
+    // What the family has no room for is left out, so it is in nobody's way.
+    assert!(read("[[export.nftables]]\nfamily = \"ip\"\nstatic6 = \"learned4\"\n").is_ok());
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::StartError;
+use super::{AgentAway, StartError};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::export::nftables::agent::{self, RemoteMeter};
 use crate::export::nftables::{self, Surplus};
 use crate::metrics::Registry;
 use crate::set::outlet::{Outlet, Restored, outlet};
@@ -34,13 +35,22 @@ pub(super) struct Keeper(Option<JoinHandle<()>>);
 
 impl Sinks {
     /// Opens the store and starts everything that the configuration names.
-    pub(super) fn start(config: &Config, clock: &Clock, registry: &Registry) -> Result<Self, StartError> {
+    pub(super) fn start(
+        config: &Config,
+        agent: Option<AgentAway>,
+        clock: &Clock,
+        registry: &Registry,
+    ) -> Result<Self, StartError> {
         let mut sinks = Self { outlets: Vec::new(), restored: None, keeper: Keeper::default() };
         if let Some(options) = &config.store {
             sinks.start_store(options, clock, registry)?;
         }
         if !config.export_nftables.is_empty() {
-            sinks.start_nftables(&config.export_nftables, clock, registry).map_err(StartError::Threads)?;
+            match agent {
+                None => sinks.start_nftables(&config.export_nftables, clock, registry),
+                Some(agent) => sinks.connect_nftables(&config.export_nftables, agent, clock, registry),
+            }
+            .map_err(StartError::Threads)?;
         }
         Ok(sinks)
     }
@@ -60,17 +70,42 @@ impl Sinks {
     }
 
     fn start_nftables(&mut self, all: &[nftables::Options], clock: &Clock, registry: &Registry) -> io::Result<()> {
-        // Without what was known before, elements that are there may still be told to clients.
-        let surplus = match &self.restored {
-            Some(restored) if restored.serial > 0 => Surplus::Withdraw,
-            _ => Surplus::Adopt,
-        };
+        let surplus = self.surplus();
         let metrics = nftables::Metrics::new(registry);
         for options in all {
             let (outlet, intake) = outlet("nftables");
             nftables::start(options.clone(), surplus, intake, clock.clone(), metrics.clone())?;
             self.outlets.push(outlet);
         }
+        Ok(())
+    }
+}
+
+impl Sinks {
+    /// Without what was known before, elements that are there may still be told to clients.
+    fn surplus(&self) -> Surplus {
+        match &self.restored {
+            Some(restored) if restored.serial > 0 => Surplus::Withdraw,
+            _ => Surplus::Adopt,
+        }
+    }
+
+    /// Leaves the firewalls to the agent.
+    fn connect_nftables(
+        &mut self,
+        all: &[nftables::Options],
+        agent: AgentAway,
+        clock: &Clock,
+        registry: &Registry,
+    ) -> io::Result<()> {
+        let (surplus, meter, mut remotes) = (self.surplus(), RemoteMeter::new(registry), Vec::new());
+        for _ in all {
+            let (outlet, intake) = outlet("nftables");
+            let complain = agent.complain.clone();
+            remotes.push(agent::connect(intake, surplus, clock.clone(), meter.clone(), complain)?);
+            self.outlets.push(outlet);
+        }
+        agent.remotes.begin(remotes);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -71,6 +72,48 @@ pub struct Bound {
     pub tcp: TcpListener,
 }
 
+/// The same before anybody reads from them, so that one process may bind them and another read.
+#[derive(Debug)]
+pub struct Unread {
+    /// Where, with the port that the system chose if it was to.
+    pub addr: SocketAddr,
+    /// For datagrams.
+    pub udp: std::net::UdpSocket,
+    /// For connections.
+    pub tcp: std::net::TcpListener,
+}
+
+/// Has the runtime of this task read from them.
+impl TryFrom<Unread> for Bound {
+    type Error = io::Error;
+
+    fn try_from(Unread { addr, udp, tcp }: Unread) -> io::Result<Self> {
+        Ok(Self { addr, udp: UdpSocket::from_std(udp)?, tcp: TcpListener::from_std(tcp)? })
+    }
+}
+
+/// Sorts sockets that another process has bound: pairs of one address for DNS, and a listener that has no other half.
+///
+/// # Errors
+/// What the system says of them; [`io::ErrorKind::InvalidInput`] if a socket is left over.
+pub fn adopt(sockets: Vec<OwnedFd>) -> io::Result<(Vec<Unread>, Option<std::net::TcpListener>)> {
+    let (mut udp, mut tcp) = (Vec::new(), Vec::new());
+    for socket in sockets.into_iter().map(Socket::from) {
+        let addr = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+        if socket.r#type()? == Type::DGRAM { &mut udp } else { &mut tcp }.push((addr, socket));
+    }
+    let mut bound = Vec::new();
+    for (addr, datagrams) in udp {
+        let at = tcp.iter().position(|(other, _)| *other == addr).ok_or(io::ErrorKind::InvalidInput)?;
+        let (_, connections) = tcp.remove(at);
+        bound.push(Unread { addr, udp: datagrams.into(), tcp: connections.into() });
+    }
+    if tcp.len() > 1 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok((bound, tcp.pop().map(|(_, listener)| listener.into())))
+}
+
 /// An address that could not be bound.
 #[derive(Debug, Error)]
 pub enum BindError {
@@ -119,11 +162,28 @@ const UDP_BUFFER_BYTES: usize = 1 << 20;
 /// Connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 256;
 
-/// Binds every address, UDP and TCP. A default address that the host lacks is left out.
+/// Binds every address, UDP and TCP, for the runtime of this task. A default address that the host lacks is left out.
 ///
 /// # Errors
 /// The first address that cannot be bound; the sockets bound before it are closed again.
 pub fn bind(addresses: &[Address]) -> Result<Vec<Bound>, BindError> {
+    bind_unread(addresses)?.into_iter().map(read).collect()
+}
+
+/// Has the runtime of this task read from sockets.
+///
+/// # Errors
+/// [`BindError::Other`] if the system does not let it.
+pub fn read(sockets: Unread) -> Result<Bound, BindError> {
+    let addr = sockets.addr;
+    Bound::try_from(sockets).map_err(|source| BindError::Other { addr, transport: "UDP and TCP", source })
+}
+
+/// Binds as [`bind`] does, and leaves the reading to others.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_unread(addresses: &[Address]) -> Result<Vec<Unread>, BindError> {
     let mut bound = Vec::new();
     for address in addresses {
         match bind_one(address.addr) {
@@ -137,21 +197,21 @@ pub fn bind(addresses: &[Address]) -> Result<Vec<Bound>, BindError> {
     Ok(bound)
 }
 
-fn bind_one(addr: SocketAddr) -> Result<Bound, BindError> {
+fn bind_one(addr: SocketAddr) -> Result<Unread, BindError> {
     let mut tries = if addr.port() == 0 { FREE_PORT_TRIES } else { 1 };
     loop {
         let udp = bind_udp(addr).map_err(|error| classify(addr, "UDP", error))?;
         let chosen = udp.local_addr().map_err(|error| classify(addr, "UDP", error))?;
         tries -= 1;
         match bind_tcp(chosen) {
-            Ok(tcp) => return Ok(Bound { addr: chosen, udp, tcp }),
+            Ok(tcp) => return Ok(Unread { addr: chosen, udp, tcp }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
             Err(error) => return Err(classify(chosen, "TCP", error)),
         }
     }
 }
 
-fn bind_udp(addr: SocketAddr) -> io::Result<UdpSocket> {
+fn bind_udp(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -160,10 +220,10 @@ fn bind_udp(addr: SocketAddr) -> io::Result<UdpSocket> {
     // A smaller buffer than asked for works, too.
     let _ = socket.set_recv_buffer_size(UDP_BUFFER_BYTES);
     socket.bind(&addr.into())?;
-    UdpSocket::from_std(socket.into())
+    Ok(socket.into())
 }
 
-fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -173,7 +233,7 @@ fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.bind(&addr.into())?;
     socket.listen(TCP_BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 fn classify(addr: SocketAddr, transport: &'static str, source: io::Error) -> BindError {

@@ -19,7 +19,7 @@ const FLIGHTS_MAX: usize = 16_384;
 #[derive(Clone, Debug)]
 pub(super) struct Landed {
     /// The answer with its times.
-    pub(super) entry: Arc<Entry>,
+    pub(super) entry: Entry,
 }
 
 type Seat = watch::Receiver<Option<Landed>>;

@@ -141,6 +141,11 @@ pub enum State {
 pub struct Health(Arc<Shared>);
 
 impl Health {
+    /// Makes one that no writer reads: up until it is told otherwise.
+    pub fn unread() -> Self {
+        Self(Arc::new(Shared::new()))
+    }
+
     /// Says how the sink does.
     pub fn set(&self, state: State) {
         self.0.state.store(state as u8, Ordering::Release);
@@ -164,13 +169,7 @@ pub enum Applied {
 
 /// Makes the two ends of the way to a sink. The name stands in logs and metrics, like `store`.
 pub fn outlet(name: &'static str) -> (Outlet, Intake) {
-    let shared = Arc::new(Shared {
-        queue: Mutex::default(),
-        arrived: Condvar::new(),
-        arrived_async: Notify::new(),
-        news: OnceLock::new(),
-        state: AtomicU8::new(State::Up as u8),
-    });
+    let shared = Arc::new(Shared::new());
     (Outlet { name, shared: Arc::clone(&shared) }, Intake { shared })
 }
 
@@ -199,6 +198,16 @@ struct Queue {
 }
 
 impl Shared {
+    fn new() -> Self {
+        Self {
+            queue: Mutex::default(),
+            arrived: Condvar::new(),
+            arrived_async: Notify::new(),
+            news: OnceLock::new(),
+            state: AtomicU8::new(State::Up as u8),
+        }
+    }
+
     fn state(&self) -> State {
         match self.state.load(Ordering::Acquire) {
             0 => State::Up,
@@ -355,6 +364,17 @@ impl Intake {
         self.take()
     }
 
+    /// Drops the orders that lie there and has the writer send the whole set: what this sink held is gone, or unknown.
+    pub fn start_over(&mut self) {
+        let dropped = {
+            let mut queue = self.shared.queue.lock();
+            (queue.must_be_whole, queue.wants_whole) = (true, true);
+            std::mem::take(&mut queue.orders)
+        };
+        drop(dropped);
+        self.shared.tell_writer();
+    }
+
     /// Returns the handle by which the sink says how it does.
     pub fn health(&self) -> Health {
         Health(Arc::clone(&self.shared))
@@ -445,6 +465,19 @@ mod tests {
         outlet.send(&change(67)).unwrap();
         assert!(intake.next().await.unwrap().change.whole);
         assert_eq!(intake.next().await.unwrap().change.serial, 67);
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_starts_over_gets_the_whole_set_next() {
+        let (outlet, mut intake) = outlet("test");
+        let mut lying = outlet.send(&change(1)).unwrap();
+        intake.start_over();
+        assert_eq!(lying.wait().await, Applied::Failed);
+        assert!(outlet.wants_whole());
+        assert_eq!(outlet.send(&change(2)).unwrap_err(), NotSent::Full);
+        outlet.send(&whole(3)).unwrap();
+        assert!(intake.next().await.unwrap().change.whole);
+        assert!(!outlet.wants_whole());
     }
 
     #[test]

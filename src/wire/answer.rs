@@ -12,6 +12,7 @@
 //! within it no client is ever told a record that has ended.
 
 use super::facts::Chain;
+use super::kept::{Kept, Shape};
 use super::opt::{self, EDES_MAX, Ede};
 use super::walk::{Header, Message, Record, Section, WalkError};
 use super::{HEADER_LEN, Question, flag, put_u16, put_u32, rcode, rebuild, rtype, u16_at, u32_at};
@@ -42,75 +43,66 @@ pub enum Kind {
     Failure,
 }
 
-/// A whole answer as it is kept.
+/// A whole answer, in a block of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    bytes: Box<[u8]>,
-    /// Where each record's TTL stands, ascending.
-    ttl_offsets: Box<[u16]>,
-    edes: Option<Box<[Ede]>>,
-    /// Zero for an answer that must not be cached.
-    lifetime_secs: u32,
-    rcode: u16,
-    /// Where the authority and the additional section start.
-    authority_at: u16,
-    additional_at: u16,
-    kind: Kind,
+    shape: Shape,
+    octets: Box<[u8]>,
 }
 
 impl Answer {
+    /// Puts the parts into one block. No more than [`EDES_MAX`] EDEs are given.
+    fn assemble(placed: &Placed, edes: &[Ede], (rcode, kind, lifetime_secs): (u16, Kind, u32)) -> Self {
+        let [_, authority_at, additional_at] = placed.section_starts;
+        // A message is at most 65,535 octets, and a record takes eleven of them or more.
+        let (message_len, ttl_count) = (placed.bytes.len() as u16, placed.ttl_offsets.len() as u16);
+        let shape = Shape { lifetime_secs, message_len, ttl_count, rcode, authority_at, additional_at, kind };
+        let edes_len: usize = edes.iter().map(Ede::option_len).sum();
+        let mut octets = Vec::with_capacity(placed.bytes.len() + 2 * placed.ttl_offsets.len() + edes_len);
+        octets.extend_from_slice(&placed.bytes);
+        octets.extend(placed.ttl_offsets.iter().flat_map(|at| at.to_ne_bytes()));
+        edes.iter().for_each(|ede| ede.write(&mut octets, true));
+        Self { shape, octets: octets.into_boxed_slice() }
+    }
+
+    /// Returns the answer for reading.
+    pub fn kept(&self) -> Kept<'_> {
+        Kept::new(self.shape, &self.octets)
+    }
+
     /// Returns the message: header, question (lower case), records, no OPT; id 0, RD and CD clear.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        self.kept().bytes()
     }
 
     /// Returns the rcode, 12 bits.
     pub fn rcode(&self) -> u16 {
-        self.rcode
+        self.shape.rcode
     }
 
     /// Returns what the answer amounts to.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.shape.kind
     }
 
     /// Returns how long the answer may be cached: its lowest TTL. `None` if not at all: a TTL of 0, a negative answer
     /// without SOA or with MINIMUM 0, a failure, a truncated reply.
     pub fn lifetime_secs(&self) -> Option<u32> {
-        (self.lifetime_secs > 0).then_some(self.lifetime_secs)
+        (self.shape.lifetime_secs > 0).then_some(self.shape.lifetime_secs)
     }
 
     /// Returns the extended errors that go with it, at most [`EDES_MAX`].
-    pub fn edes(&self) -> &[Ede] {
-        self.edes.as_deref().unwrap_or_default()
-    }
-
-    /// Adds an extended error of our own in front; when there are too many the last one goes.
-    pub fn add_ede(&mut self, ede: Ede) {
-        let kept = self.edes().iter().take(EDES_MAX - 1).cloned();
-        self.edes = Some([Ede::new(ede.code, &ede.text)].into_iter().chain(kept).collect());
+    pub fn edes(&self) -> Vec<Ede> {
+        self.kept().edes()
     }
 
     /// Returns how many octets it holds on the heap.
     pub fn heap_bytes(&self) -> usize {
-        let edes: usize = self.edes().iter().map(|ede| size_of::<Ede>() + ede.text.len()).sum();
-        self.bytes.len() + size_of_val(&*self.ttl_offsets) + edes
+        self.octets.len()
     }
 
     pub(super) fn forbid_caching(&mut self) {
-        self.lifetime_secs = 0;
-    }
-
-    pub(super) fn ttl_offsets(&self) -> &[u16] {
-        &self.ttl_offsets
-    }
-
-    pub(super) fn authority_at(&self) -> usize {
-        usize::from(self.authority_at)
-    }
-
-    pub(super) fn additional_at(&self) -> usize {
-        usize::from(self.additional_at)
+        self.shape.lifetime_secs = 0;
     }
 }
 
@@ -124,17 +116,8 @@ pub fn synthesize(question: &Question, rcode: u16, edes: &[Ede]) -> Answer {
         rcode::NXDOMAIN => Kind::NxDomain,
         _ => Kind::Failure,
     };
-    let edes: Vec<Ede> = edes.iter().take(EDES_MAX).map(|ede| Ede::new(ede.code, &ede.text)).collect();
-    Answer {
-        bytes: bytes.into_boxed_slice(),
-        ttl_offsets: Box::default(),
-        edes: (!edes.is_empty()).then(|| edes.into_boxed_slice()),
-        lifetime_secs: 0,
-        rcode,
-        authority_at: end,
-        additional_at: end,
-        kind,
-    }
+    let placed = Placed { bytes, ttl_offsets: Vec::new(), section_starts: [end; 3] };
+    Answer::assemble(&placed, &edes[..edes.len().min(EDES_MAX)], (rcode, kind, 0))
 }
 
 /// Appends a header with no records, and the question.
@@ -226,22 +209,13 @@ pub(super) fn make(
     let kept: Vec<Record> = message.records.iter().filter(|record| stays(record, message, question)).copied().collect();
     let ad = if rules.trust_ad { header.flags & flag::AD } else { 0 };
     let flags = flag::QR | flag::RA | ad | (rcode & flag::RCODE);
-    let places = if may_copy(message, header, &kept) {
+    let placed = if may_copy(message, header, &kept) {
         copy(message, question, flags, &kept)
     } else {
         rebuild::write(message.source.message(), question, flags, &kept)?
     };
-    let edes = message.opt.map(|(_, rdata)| opt::edes_of_upstream(rdata)).filter(|edes| !edes.is_empty());
-    Ok(Answer {
-        lifetime_secs: lifetime(&kept, kind),
-        edes: edes.map(Vec::into_boxed_slice),
-        bytes: places.bytes.into_boxed_slice(),
-        ttl_offsets: places.ttl_offsets.into_boxed_slice(),
-        authority_at: places.section_starts[1],
-        additional_at: places.section_starts[2],
-        rcode,
-        kind,
-    })
+    let edes = message.opt.map(|(_, rdata)| opt::edes_in(rdata)).unwrap_or_default();
+    Ok(Answer::assemble(&placed, &edes, (rcode, kind, lifetime(&kept, kind))))
 }
 
 /// Returns whether a record may be told to clients who ask this question.

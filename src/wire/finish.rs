@@ -11,8 +11,9 @@
 //! says how long it lives (RFC 2308 §3; of a referral it is all there is), and for a client with DO, whose proofs may
 //! stand there (RFC 4035 §3.1.1). The additional section never is.
 
-use super::answer::{Answer, Kind};
-use super::opt::{self, Ede, OPT_LEN, TagOption, UDP_SIZE};
+use super::answer::Kind;
+use super::kept::Kept;
+use super::opt::{self, OPT_LEN, TagOption, UDP_SIZE};
 use super::view::{Transport, View};
 use super::{HEADER_LEN, MESSAGE_LEN_MAX, flag, put_u16, rcode, u16_at, u32_at};
 
@@ -51,7 +52,7 @@ pub fn limit(view: &View<'_>, transport: Transport) -> usize {
 /// QR and RA are set, RD and CD echoed, AA and Z clear; AD stands if the answer has it and the client set AD or DO
 /// (RFC 6840 §5.7, §5.8). A TTL is told as `min(ttl - age, cap)`, never below 0. An rcode above 15 becomes SERVFAIL for
 /// a client without EDNS. `answer` must answer the question in `view`; another one comes out as SERVFAIL.
-pub fn finish(answer: &Answer, view: &View<'_>, given: &Given<'_>, limit: usize, out: &mut Vec<u8>) -> Fit {
+pub fn finish(answer: Kept<'_>, view: &View<'_>, given: &Given<'_>, limit: usize, out: &mut Vec<u8>) -> Fit {
     out.clear();
     let question = view.question_bytes();
     let records_at = HEADER_LEN + question.len();
@@ -80,7 +81,7 @@ pub fn finish(answer: &Answer, view: &View<'_>, given: &Given<'_>, limit: usize,
 }
 
 /// Returns whether the answer is to this question: then both take the same octets, but for letter case.
-fn answers(answer: &Answer, question: &[u8]) -> bool {
+fn answers(answer: Kept<'_>, question: &[u8]) -> bool {
     let kept = answer.bytes().get(HEADER_LEN..HEADER_LEN + question.len()).unwrap_or_default();
     let name_len = question.len().saturating_sub(4);
     match (kept.split_at_checked(name_len), question.split_at_checked(name_len)) {
@@ -99,12 +100,12 @@ enum Options {
 }
 
 impl Options {
-    fn len(self, answer: &Answer, given: &Given<'_>) -> usize {
-        let edes_len = || answer.edes().iter().map(Ede::option_len).sum::<usize>();
+    fn len(self, answer: Kept<'_>, given: &Given<'_>) -> usize {
+        let edes_len = || answer.ede_options().len();
         match self {
             Self::All => given.tag.map_or(0, TagOption::len) + edes_len(),
             Self::Edes => edes_len(),
-            Self::EdesWithoutText => answer.edes().len() * opt::EDE_LEN,
+            Self::EdesWithoutText => answer.textless_edes_len(),
             Self::None => 0,
         }
     }
@@ -120,7 +121,7 @@ enum Sections {
 
 impl Sections {
     /// Returns where the answer's octets end.
-    fn end(self, answer: &Answer) -> usize {
+    fn end(self, answer: Kept<'_>) -> usize {
         match self {
             Self::All => answer.bytes().len(),
             Self::WithoutAdditional => answer.additional_at(),
@@ -129,7 +130,7 @@ impl Sections {
     }
 
     /// Sets the counts of what is left out to 0, and counts the OPT.
-    fn put_counts(self, answer: &Answer, has_opt: bool, out: &mut [u8]) {
+    fn put_counts(self, answer: Kept<'_>, has_opt: bool, out: &mut [u8]) {
         if self == Self::AnswerOnly {
             put_u16(out, 8, 0);
         }
@@ -146,7 +147,7 @@ struct Part {
 }
 
 /// Finds the most that fits, `None` if what the client needs does not.
-fn choose(answer: &Answer, view: &View<'_>, given: &Given<'_>, limit: usize) -> Option<(Part, Fit)> {
+fn choose(answer: Kept<'_>, view: &View<'_>, given: &Given<'_>, limit: usize) -> Option<(Part, Fit)> {
     const STEPS: [Part; 6] = [
         Part { sections: Sections::All, options: Options::All },
         Part { sections: Sections::All, options: Options::Edes },
@@ -177,29 +178,28 @@ fn write_bare(view: &View<'_>, question: &[u8], rcode: u16, flags: u16, out: &mu
 }
 
 /// Writes the TTLs that are left.
-fn count_down(answer: &Answer, given: &Given<'_>, end: usize, out: &mut [u8]) {
+fn count_down(answer: Kept<'_>, given: &Given<'_>, end: usize, out: &mut [u8]) {
     if given.age_secs == 0 && given.ttl_cap.is_none() {
         return;
     }
     let cap = given.ttl_cap.unwrap_or(u32::MAX);
-    for ttl_at in answer.ttl_offsets().iter().map(|at| usize::from(*at)).take_while(|at| *at < end) {
+    for ttl_at in answer.ttl_offsets().take_while(|at| *at < end) {
         let kept = u32_at(answer.bytes(), ttl_at).unwrap_or_default();
         super::put_u32(out, ttl_at, kept.saturating_sub(given.age_secs).min(cap));
     }
 }
 
 /// Appends our OPT, if the client sent one: the tag before the EDEs, so that its EDE is read first.
-fn write_opt(answer: &Answer, view: &View<'_>, given: &Given<'_>, rcode: u16, options: Options, out: &mut Vec<u8>) {
+fn write_opt(answer: Kept<'_>, view: &View<'_>, given: &Given<'_>, rcode: u16, options: Options, out: &mut Vec<u8>) {
     let Some(edns) = view.edns() else { return };
     opt::write_opt_head(out, rcode, edns.dnssec_ok, options.len(answer, given));
     if let (Options::All, Some(tag)) = (options, given.tag) {
         tag.write(out);
     }
-    if options == Options::None {
-        return;
-    }
-    for ede in answer.edes() {
-        ede.write(out, options != Options::EdesWithoutText);
+    match options {
+        Options::None => {}
+        Options::All | Options::Edes => out.extend_from_slice(answer.ede_options()),
+        Options::EdesWithoutText => answer.edes().iter().for_each(|ede| ede.write(out, false)),
     }
 }
 

@@ -131,9 +131,9 @@ impl Ede {
     }
 }
 
-/// Collects the EDEs of an upstream's OPT, the first [`EDES_MAX`] of them.
-pub(super) fn edes_of_upstream(rdata: &[u8]) -> Vec<Ede> {
-    Options::new(rdata)
+/// Collects the EDEs among options, an upstream's or those of a kept answer: the first [`EDES_MAX`] of them.
+pub(super) fn edes_in(options: &[u8]) -> Vec<Ede> {
+    Options::new(options)
         .flatten()
         .filter(|(code, _)| *code == EDE_CODE)
         .filter_map(|(_, value)| Ede::from_upstream(value))

@@ -1,44 +1,16 @@
 //! The local nftables as the daemon fills it: a real kernel, looked at with the real `nft`.
 //!
-//! Each test runs on a thread in a network namespace of its own, which goes with the thread; the greenlane that it
-//! starts is in there, too. Needs root and `nft`; the rule for skipping is that of `formats`.
+//! Each test runs in a network namespace of its own (`netns`); the greenlane that it starts is in there, too.
 
-use std::future::Future;
 use std::net::Ipv4Addr;
-use std::process::Command;
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
-use nix::sched::{CloneFlags, unshare};
 use tokio::time::sleep;
 
-use crate::formats::has_tools;
 use crate::harness::{Greenlane, Setup};
+use crate::netns::{has, in_namespace, nft};
 use crate::upstream::{A, AAAA, Asked, HTTPS, Upstream, record, wire_name};
-
-/// Runs a test in a namespace of its own, with loopback up.
-pub(crate) fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    if !has_tools(&["nft"]) {
-        return;
-    }
-    let ran = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
-    });
-    ran.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-}
-
-pub(crate) fn nft(line: &str) -> String {
-    let output = Command::new("nft").args(line.split(' ')).output().unwrap();
-    assert!(output.status.success(), "nft {line}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-pub(crate) fn has(set: &str, address: &str) -> bool {
-    let word = |text: &str| text.split([' ', ',', '\n', '\t']).any(|word| word == address);
-    word(&nft(&format!("list set inet greenlane {set}")))
-}
 
 /// Answers `n7.…` with 203.0.113.7.
 pub(crate) async fn numbering() -> Upstream {
@@ -168,7 +140,7 @@ fn a_missing_set_is_told_with_its_remedy_and_stops_no_answer() {
             .await;
         assert!(!greenlane.ask("n1.listed.example", RecordType::A).await.answers.is_empty());
         assert!(greenlane.log().contains("nft add"), "{}", greenlane.log());
-        assert_eq!(greenlane.metric("greenlane_nftables_up").await, 0.0);
+        assert_eq!(greenlane.metric("greenlane_nftables_up{table=\"inet filter\"}").await, 0.0);
         assert_eq!(greenlane.prefixes("").await, ["203.0.113.1/32"]);
     });
 }

@@ -22,6 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{sleep, timeout};
 
+use crate::netns::Place;
+
 /// How long a test waits for what must come; generous, since the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -30,13 +32,14 @@ pub struct Setup {
     lists: Vec<(String, String)>,
     sections: HashMap<String, String>,
     environment: Vec<(String, String)>,
+    place: Option<Place>,
 }
 
 impl Setup {
     /// One list, `demo`, with the names below `listed.example`; everything is asked of `upstream`; documentation and
     /// benchmarking addresses may be learned.
     pub fn new(upstream: SocketAddr) -> Self {
-        Self { lists: Vec::new(), sections: HashMap::new(), environment: Vec::new() }
+        Self { lists: Vec::new(), sections: HashMap::new(), environment: Vec::new(), place: None }
             .list("demo.list", "# Demo\nlisted.example\n")
             .with("listen", "dns = [\"127.0.0.1:0\"]\nweb = \"127.0.0.1:0\"")
             .with("forward", &format!("upstreams = [\"udp://{upstream}\"]"))
@@ -75,6 +78,12 @@ impl Setup {
         self
     }
 
+    /// Runs it in another network namespace than that of the test.
+    pub fn inside(mut self, place: &Place) -> Self {
+        self.place = Some(place.clone());
+        self
+    }
+
     /// Writes the folder without starting anything.
     pub fn write(&self) -> TempDir {
         let folder = TempDir::new().unwrap();
@@ -96,21 +105,26 @@ impl Setup {
     /// Starts it and waits for its greeting.
     pub async fn start(self) -> Greenlane {
         let folder = self.write();
-        let (child, log) = spawn(&folder, &self.environment);
+        let (child, log) = spawn(&folder, &self.environment, self.place.as_ref());
         let none = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let client = Client { dns: none, web: none };
-        let mut started = Greenlane { child, client, folder, log, environment: self.environment };
+        let mut started = Greenlane { child, client, folder, log, environment: self.environment, place: self.place };
         started.read_ports().await;
         started
     }
 }
 
 /// Starts the binary on the configuration in a folder; what it writes to standard error is gathered.
-fn spawn(folder: &TempDir, environment: &[(String, String)]) -> (Child, Arc<Mutex<String>>) {
+fn spawn(folder: &TempDir, environment: &[(String, String)], place: Option<&Place>) -> (Child, Arc<Mutex<String>>) {
     let mut command = greenlane();
     command.arg("serve").arg("-c").arg(folder.path().join("config.toml"));
     command.envs(environment.iter().map(|(name, value)| (name, value)));
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = match place {
+        Some(place) => place.enter(|| command.spawn()),
+        None => command.spawn(),
+    }
+    .unwrap();
     let log = Arc::new(Mutex::new(String::new()));
     let stderr = child.stderr.take().unwrap();
     let lines = Arc::clone(&log);
@@ -138,6 +152,7 @@ pub struct Greenlane {
     folder: TempDir,
     log: Arc<Mutex<String>>,
     environment: Vec<(String, String)>,
+    place: Option<Place>,
 }
 
 /// Somebody who asks a greenlane, whoever started it.
@@ -216,7 +231,7 @@ impl Greenlane {
 
     /// Starts it again in the same folder after it has ended.
     pub async fn begin_again(&mut self) {
-        (self.child, self.log) = spawn(&self.folder, &self.environment);
+        (self.child, self.log) = spawn(&self.folder, &self.environment, self.place.as_ref());
         self.read_ports().await;
     }
 

@@ -16,6 +16,8 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("metrics", BTreeSet::new()),
         ("wire", BTreeSet::from(["name"])),
         ("admission", BTreeSet::from(["prefix"])),
+        ("privilege", BTreeSet::new()),
+        ("keeper", BTreeSet::from(["clock", "privilege"])),
         ("catalogue", with(&[])),
         ("cache", with(&[])),
         ("forward", with(&[])),

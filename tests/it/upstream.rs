@@ -332,11 +332,16 @@ impl Upstream {
             let addr = tcp.local_addr().unwrap();
             // The port may be taken for UDP; the next one may not.
             let Ok(udp) = UdpSocket::bind(addr).await else { continue };
-            let mut upstream = Self::silent(addr, Box::new(script));
-            upstream.tasks.spawn(serve_udp(udp, upstream.state.clone()));
-            upstream.tasks.spawn(serve_tcp(tcp, upstream.state.clone()));
-            return upstream;
+            return Self::over(udp, tcp, script);
         }
+    }
+
+    /// Listens on these two, which have one address.
+    pub fn over(udp: UdpSocket, tcp: TcpListener, script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+        let mut upstream = Self::silent(udp.local_addr().unwrap(), Box::new(script));
+        upstream.tasks.spawn(serve_udp(udp, upstream.state.clone()));
+        upstream.tasks.spawn(serve_tcp(tcp, upstream.state.clone()));
+        upstream
     }
 
     /// Listens on UDP only: TCP is refused.

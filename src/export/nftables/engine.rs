@@ -8,6 +8,7 @@
 //! An order counts as held if the kernel holds everything that it asked for; what later orders of the same
 //! transaction took back does not count. A host that another's element covers as long as it is wanted is held, too.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +18,9 @@ use nix::errno::Errno;
 use tokio::time::Instant;
 
 use super::layout::{Layout, Ownership, Standing};
-use super::link::Link;
+use super::link::{Link, Monitor};
 use super::message::{Batch, Kind};
-use super::meter::Metrics;
+use super::meter::{Meter, Metrics};
 use super::plan::{Held, Plan, Renewal, Surplus, Wanted, is_covered, plan};
 use super::range::{Dump, Found, Range, Shape};
 use super::sets::{self, SetInfo, Target};
@@ -82,7 +83,7 @@ pub(super) struct Engine {
     surplus: Surplus,
     health: Health,
     clock: Clock,
-    metrics: Metrics,
+    metrics: Meter,
     link: Option<Link>,
     pub(super) ownership: Ownership,
     /// `None` until a renewal has shown it.
@@ -103,6 +104,8 @@ pub(super) struct Engine {
     slow_commits: usize,
     /// What the last dump may be relied on for; `None` if the next look must dump.
     proof: Option<Proof>,
+    #[cfg(test)]
+    pub(super) kernel: super::testing::Kernel,
 }
 
 /// That a set of ours holds what we know of, without a dump: a dump of 100,000 elements costs the kernel 200 ms.
@@ -124,7 +127,7 @@ struct Proof {
 const PROOF_USES_MAX: u32 = 9;
 
 impl Engine {
-    pub(super) fn new(options: Options, surplus: Surplus, health: Health, clock: Clock, metrics: Metrics) -> Self {
+    pub(super) fn new(options: Options, surplus: Surplus, health: Health, clock: Clock, metrics: &Metrics) -> Self {
         let targets = options.targets();
         let layout = match options.mode {
             Mode::Own { mark, size } => Some(Layout::new(options.family, &options.table, mark, size, &targets)),
@@ -132,6 +135,7 @@ impl Engine {
         };
         let set = |target| Set { target, info: None, held: Held::new(), foreign: Vec::new(), adopted: HashMap::new() };
         let now = clock.now();
+        let metrics = metrics.of(&name(&options));
         Self {
             sets: targets.into_iter().map(set).collect(),
             layout,
@@ -155,7 +159,14 @@ impl Engine {
             look_took: Duration::ZERO,
             slow_commits: 0,
             proof: None,
+            #[cfg(test)]
+            kernel: super::testing::Kernel::default(),
         }
+    }
+
+    /// Says what becomes of elements that the next look finds and nobody knows of.
+    pub(super) fn set_surplus(&mut self, surplus: Surplus) {
+        self.surplus = surplus;
     }
 
     /// Takes changes in order and says of each whether the kernel holds it now.
@@ -187,6 +198,9 @@ impl Engine {
             hosts.sort_unstable();
             hosts.dedup();
             let ops = self.changes_for(&hosts, statics_changed);
+            if ops.is_empty() && self.is_slow() {
+                self.try_pace();
+            }
             self.apply(ops);
         }
         changes.iter().map(|change| if self.holds(change, now) { Applied::Held } else { Applied::Failed }).collect()
@@ -230,6 +244,31 @@ impl Engine {
     #[cfg(test)]
     pub(super) fn trouble(&self) -> Option<&Trouble> {
         self.trouble.as_ref()
+    }
+
+    fn open_link(&self) -> io::Result<Link> {
+        #[cfg(not(test))]
+        return Link::open();
+        #[cfg(test)]
+        Link::open().map(|link| link.to(self.kernel.clone()))
+    }
+
+    /// Opens the socket that hears of changes.
+    pub(super) fn open_monitor(&self) -> io::Result<Monitor> {
+        let monitor = Monitor::open()?;
+        #[cfg(test)]
+        self.kernel.monitor_len().into_iter().for_each(|len| monitor.shrink(len));
+        Ok(monitor)
+    }
+
+    /// Takes note that changes went unheard.
+    pub(super) fn note_lost(&self) {
+        self.metrics.failed(Errno::ENOBUFS);
+        tracing::warn!(
+            table = %self.name(),
+            "nftables changed faster than could be followed (ENOBUFS), so the whole is compared; \
+             nothing is to be done unless it goes on: then let rulesets be reloaded less often"
+        );
     }
 
     /// Looks twice and says whether each look was spared the dump.
@@ -425,7 +464,7 @@ impl Engine {
     fn try_look(&mut self) -> Result<usize, Trouble> {
         let mut link = match self.link.take() {
             Some(link) => link,
-            None => Link::open().map_err(|error| Trouble::of(super::link::errno(&error)))?,
+            None => self.open_link().map_err(|error| Trouble::of(super::link::errno(&error)))?,
         };
         let result = match self.layout.clone() {
             Some(layout) => self.look_at_own(&mut link, &layout),
@@ -436,7 +475,7 @@ impl Engine {
     }
 
     fn look_at_own(&mut self, link: &mut Link, layout: &Layout) -> Result<usize, Trouble> {
-        let standing = layout.look(link, self.ownership).map_err(Trouble::of)?;
+        let standing = layout.look(link, self.ownership).map_err(Trouble::of_first)?;
         let (family, table) = (self.options.family, &self.options.table);
         match standing {
             Standing::Foreign => return Err(Trouble::ForeignTable { family, table: table.clone() }),
@@ -505,6 +544,11 @@ impl Engine {
                 self.ownership = Ownership::Shared;
                 continue;
             }
+            if let Some(Broken::Head(errno @ (Errno::EOPNOTSUPP | Errno::EINVAL))) = outcome.broken {
+                // The flags were not what it refused.
+                self.ownership = Ownership::Owned;
+                return Err(Trouble::TooOld { family: self.options.family, table: self.options.table.clone(), errno });
+            }
             if let Some(broken) = outcome.broken {
                 return Err(self.broken(broken));
             }
@@ -521,7 +565,7 @@ impl Engine {
         let mut flaws = Vec::new();
         for set in &mut self.sets {
             let name = set.target.name.clone();
-            let found = sets::look(link, family, &table, &name).map_err(Trouble::of)?;
+            let found = sets::look(link, family, &table, &name).map_err(Trouble::of_first)?;
             let flaw = match &found {
                 None => Some("it is missing".to_owned()),
                 Some(info) => info.flaw(&set.target),
@@ -635,6 +679,21 @@ impl Engine {
             self.look();
         } else if self.trouble.is_some() {
             self.look_at = self.look_at.min(self.clock.now().after(self.retry));
+        }
+    }
+
+    /// Whether answers should not wait for us.
+    fn is_slow(&self) -> bool {
+        self.slow_commits >= SLOW_COMMITS
+    }
+
+    /// Finds out, without a commit, whether one would be quick again.
+    fn try_pace(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let begun = Instant::now();
+        if link.queue_up().is_ok() && begun.elapsed() <= self.options.hold / 2 {
+            self.slow_commits = 0;
+            self.show();
         }
     }
 
@@ -778,7 +837,9 @@ impl Engine {
     fn note(&mut self, trouble: Option<Trouble>) {
         if trouble != self.trouble {
             match &trouble {
-                Some(trouble) => tracing::warn!(table = %self.name(), "{trouble}; DNS goes on, trying again"),
+                Some(trouble) => {
+                    tracing::warn!(table = %self.name(), "{trouble}; trying again, and nothing waits for it")
+                }
                 None => tracing::info!(table = %self.name(), "nftables holds everything again"),
             }
         }
@@ -789,7 +850,7 @@ impl Engine {
     fn show(&self) {
         let state = match (&self.trouble, self.is_told && self.is_blocked) {
             (Some(_), _) | (_, true) => State::Down,
-            (None, false) if self.slow_commits >= SLOW_COMMITS => State::Slow,
+            (None, false) if self.is_slow() => State::Slow,
             (None, false) => State::Up,
         };
         if self.health.state() != state {
@@ -805,8 +866,12 @@ impl Engine {
     }
 
     fn name(&self) -> String {
-        format!("{} {}", self.options.family.as_str(), self.options.table)
+        name(&self.options)
     }
+}
+
+fn name(options: &Options) -> String {
+    format!("{} {}", options.family.as_str(), options.table)
 }
 
 /// The kernel's number for a set that was deleted.

@@ -32,7 +32,7 @@ const CHAIN: &str = "flows";
 
 // linux/netfilter/nf_tables.h
 const TABLE_NAME: u16 = 1;
-const TABLE_FLAGS: u16 = 2;
+pub(super) const TABLE_FLAGS: u16 = 2;
 const TABLE_USERDATA: u16 = 6;
 const TABLE_OWNER: u16 = 7;
 const CHAIN_TABLE: u16 = 1;
@@ -51,8 +51,8 @@ const PREROUTING: u32 = 0;
 /// NF_IP_PRI_MANGLE: after conntrack (-200), before destination NAT (-100) and filters (0).
 const PRIORITY: i32 = -150;
 const ACCEPT: u32 = 1;
-const FLAG_OWNER: u32 = 2;
-const FLAG_PERSIST: u32 = 4;
+pub(super) const FLAG_OWNER: u32 = 2;
+pub(super) const FLAG_PERSIST: u32 = 4;
 /// The type of a comment in the user data of tables and rules, as `nft` keeps it.
 const USERDATA_COMMENT: u8 = 0;
 

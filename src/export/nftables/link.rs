@@ -4,6 +4,7 @@
 //! socket: they are read until none is left, and what belongs to an earlier transaction is passed over. A transaction
 //! whose acknowledgement is missing has an unknown outcome, which is an error of its own.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::attr::Attrs;
-use super::message::{self, Body, Extent, Kind, Messages, Sealed, TableFamily};
+use super::message::{self, Batch, Body, Extent, Kind, Messages, Sealed, TableFamily};
 
 /// Room for what one read brings; the kernel fills at most 32 KiB of a dump at once, and more of errors never.
 const READ_LEN: usize = 256 * 1024;
@@ -44,6 +45,8 @@ pub(super) struct Link {
     send_len_max: usize,
     read: Vec<u8>,
     commits: u32,
+    #[cfg(test)]
+    kernel: super::testing::Kernel,
 }
 
 /// A message of a transaction that failed.
@@ -74,7 +77,22 @@ impl Link {
             Ok(()) => BUFFER_LEN / 2,
             Err(_) => SEND_LEN_MIN,
         };
-        Ok(Self { socket, port, seq: 1, send_len_max, read: Vec::with_capacity(READ_LEN), commits: 0 })
+        Ok(Self {
+            socket,
+            port,
+            seq: 1,
+            send_len_max,
+            read: Vec::with_capacity(READ_LEN),
+            commits: 0,
+            #[cfg(test)]
+            kernel: super::testing::Kernel::default(),
+        })
+    }
+
+    /// Turns it to a kernel with whims.
+    #[cfg(test)]
+    pub(super) fn to(self, kernel: super::testing::Kernel) -> Self {
+        Self { kernel, ..self }
     }
 
     /// Returns the number by which the kernel names this socket in messages about changes.
@@ -95,7 +113,8 @@ impl Link {
     /// Commits a transaction and reads every acknowledgement.
     pub(super) fn commit(&mut self, batch: &Sealed) -> Result<(), NotTaken> {
         self.seq = batch.next;
-        send(&self.socket, &batch.bytes).map_err(NotTaken::Whole)?;
+        let bytes = self.outgoing(batch)?;
+        send(&self.socket, &bytes).map_err(NotTaken::Whole)?;
         let mut refusals = Vec::new();
         let (mut whole, mut is_acknowledged) = (None, false);
         loop {
@@ -127,12 +146,44 @@ impl Link {
             Some(Errno::ENOBUFS) => Err(NotTaken::Unknown),
             Some(errno) => Err(NotTaken::Whole(errno)),
             None if !refusals.is_empty() => Err(NotTaken::Messages(refusals)),
-            None if is_acknowledged => {
+            None if is_acknowledged && !self.loses_acknowledgement() => {
                 self.commits = self.commits.wrapping_add(1);
                 Ok(())
             }
             None => Err(NotTaken::Unknown),
         }
+    }
+
+    #[cfg(not(test))]
+    fn outgoing<'a>(&mut self, batch: &'a Sealed) -> Result<Cow<'a, [u8]>, NotTaken> {
+        Ok(Cow::Borrowed(&batch.bytes))
+    }
+
+    /// What goes to the kernel in a test that plays another one.
+    #[cfg(test)]
+    fn outgoing<'a>(&mut self, batch: &'a Sealed) -> Result<Cow<'a, [u8]>, NotTaken> {
+        let kernel = self.kernel.clone();
+        kernel.wait();
+        Ok(kernel.alter(self, batch)?.map_or(Cow::Borrowed(batch.bytes.as_slice()), Cow::Owned))
+    }
+
+    fn loses_acknowledgement(&self) -> bool {
+        #[cfg(test)]
+        return self.kernel.loses_acknowledgement();
+        #[cfg(not(test))]
+        false
+    }
+
+    /// Waits until a transaction could be committed, and commits none: an empty one takes its turn behind others',
+    /// and leaves no trace.
+    pub(super) fn queue_up(&mut self) -> Result<(), Errno> {
+        #[cfg(test)]
+        self.kernel.wait();
+        let empty = Batch::empty(self.seq);
+        self.seq = empty.next;
+        send(&self.socket, &empty.bytes)?;
+        while read(&self.socket, &mut self.read)? {}
+        Ok(())
     }
 
     /// Returns how many transactions this link has committed.
@@ -196,6 +247,8 @@ impl Link {
         fill: impl Fn(&mut Vec<u8>),
         mut take: impl FnMut(&[u8]),
     ) -> Result<bool, Errno> {
+        #[cfg(test)]
+        self.kernel.hears()?;
         let seq = self.seq;
         self.seq = seq.wrapping_add(1);
         send(&self.socket, &message::question(kind, family, extent, seq, fill))?;
@@ -242,6 +295,12 @@ impl Monitor {
         // Without it the default must do: losses are noticed.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER_LEN);
         Ok(Self { socket, read: Vec::with_capacity(READ_LEN) })
+    }
+
+    /// Leaves it less room.
+    #[cfg(test)]
+    pub(super) fn shrink(&self, len: usize) {
+        setsockopt(&self.socket, sockopt::RcvBufForce, &len).unwrap();
     }
 
     /// Waits at most `patience` for something to be heard; returns whether it was.

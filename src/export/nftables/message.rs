@@ -99,6 +99,13 @@ impl Batch {
         batch
     }
 
+    /// Makes one without messages.
+    pub(super) fn empty(seq: u32) -> Sealed {
+        let mut batch = Self::new(TableFamily::Inet, seq);
+        batch.frame(BATCH_END, 0, 0, SUBSYSTEM, |_| {});
+        Sealed { bytes: batch.bytes, begin: seq, last: seq, next: batch.next }
+    }
+
     /// Appends a message and returns its number.
     pub(super) fn push(&mut self, kind: Kind, flags: u16, fill: impl FnOnce(&mut Vec<u8>)) -> u32 {
         self.last_at = self.bytes.len();

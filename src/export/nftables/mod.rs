@@ -23,12 +23,14 @@ use std::time::Duration;
 use std::{io, mem};
 
 use parking_lot::Mutex;
+use thiserror::Error;
 
 use crate::clock::Clock;
 use crate::prefix::Family;
 use crate::set::Origin;
 use crate::set::outlet::{Applied, Intake, Next, Order};
 
+pub mod agent;
 mod attr;
 mod engine;
 mod layout;
@@ -40,6 +42,8 @@ mod range;
 mod removal;
 mod sets;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod transaction;
 mod trouble;
@@ -49,7 +53,7 @@ use link::{Heard, Monitor};
 pub use message::TableFamily;
 pub use meter::Metrics;
 pub use plan::Surplus;
-pub use removal::{RemoveError, Removed, remove};
+pub use removal::{RemoveError, Removed, is_owned_by_another, remove};
 use sets::Target;
 pub use trouble::Trouble;
 
@@ -109,23 +113,68 @@ pub struct SetNames {
     pub static6: Option<String>,
 }
 
+/// What cannot be about the sets of one table.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum SetsError {
+    /// Two keys name one set.
+    #[error("{name} is the set of {first} already, expected a set of its own")]
+    Same {
+        /// The key that names it, too.
+        first: &'static str,
+        /// The key in question.
+        second: &'static str,
+        /// The set.
+        name: String,
+    },
+    /// No key names a set that the table can have.
+    #[error(
+        "no set to fill, expected at least one of {} in a table of family {}",
+        match .0 {
+            TableFamily::Inet => "learned4, learned6, static4, static6",
+            TableFamily::Ip => "learned4, static4",
+            TableFamily::Ip6 => "learned6, static6",
+        },
+        .0.as_str()
+    )]
+    NoneFits(TableFamily),
+}
+
 impl Options {
+    /// Checks that there is something to fill, and that no set is to be two things at once.
+    ///
+    /// # Errors
+    /// See [`SetsError`].
+    pub fn check(&self) -> Result<(), SetsError> {
+        let named: Vec<_> = self.named().collect();
+        for (at, (second, target)) in named.iter().enumerate() {
+            if let Some((first, _)) = named[..at].iter().find(|(_, other)| other.name == target.name) {
+                return Err(SetsError::Same { first, second, name: target.name.clone() });
+            }
+        }
+        if named.is_empty() { Err(SetsError::NoneFits(self.family)) } else { Ok(()) }
+    }
+
     /// Returns the sets to fill, those of static prefixes first.
     fn targets(&self) -> Vec<Target> {
+        self.named().map(|(_, target)| target).collect()
+    }
+
+    /// Returns the sets to fill by the keys that name them.
+    fn named(&self) -> impl Iterator<Item = (&'static str, Target)> + '_ {
         let sets = &self.sets;
         let all = [
-            (Family::V4, Origin::Static, &sets.static4),
-            (Family::V6, Origin::Static, &sets.static6),
-            (Family::V4, Origin::Learned, &sets.learned4),
-            (Family::V6, Origin::Learned, &sets.learned6),
+            ("static4", Family::V4, Origin::Static, &sets.static4),
+            ("static6", Family::V6, Origin::Static, &sets.static6),
+            ("learned4", Family::V4, Origin::Learned, &sets.learned4),
+            ("learned6", Family::V6, Origin::Learned, &sets.learned6),
         ];
         let fits = |family| match self.family {
             TableFamily::Inet => true,
             TableFamily::Ip => family == Family::V4,
             TableFamily::Ip6 => family == Family::V6,
         };
-        let fitting = all.into_iter().filter(|(family, ..)| fits(*family));
-        fitting.filter_map(|(family, origin, name)| Some(Target { family, origin, name: name.clone()? })).collect()
+        let fitting = all.into_iter().filter(move |(_, family, ..)| fits(*family));
+        fitting.filter_map(|(key, family, origin, name)| Some((key, Target { family, origin, name: name.clone()? })))
     }
 }
 
@@ -138,16 +187,22 @@ impl Options {
 /// If a thread cannot be started.
 pub fn start(options: Options, surplus: Surplus, intake: Intake, clock: Clock, metrics: Metrics) -> io::Result<()> {
     let health = intake.health();
-    start_engine(Engine::new(options, surplus, health, clock, metrics), intake)
+    start_engine(Engine::new(options, surplus, health, clock, &metrics), intake)
 }
 
 fn start_engine(engine: Engine, intake: Intake) -> io::Result<()> {
     let engine = Arc::new(Mutex::new(engine));
+    let ordered = Arc::clone(&engine);
+    run_engine(engine, move || take_orders(&ordered, intake))
+}
+
+/// Runs an engine on two threads until `take_orders`, which one of them calls, returns.
+fn run_engine(engine: Arc<Mutex<Engine>>, take_orders: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let has_ended = Arc::new(AtomicBool::new(false));
-    let watching = (Arc::clone(&engine), Arc::clone(&has_ended));
+    let watching = (engine, Arc::clone(&has_ended));
     thread::Builder::new().name("nft-watch".to_owned()).spawn(move || watch(&watching.0, &watching.1))?;
     let ordered = thread::Builder::new().name("nft-orders".to_owned()).spawn(move || {
-        take_orders(&engine, intake);
+        take_orders();
         has_ended.store(true, Ordering::Release);
     });
     ordered.map(|_| ())
@@ -181,7 +236,7 @@ fn watch(engine: &Mutex<Engine>, has_ended: &AtomicBool) {
     let mut monitor: Option<Monitor> = None;
     while !has_ended.load(Ordering::Acquire) {
         if monitor.is_none() {
-            monitor = Monitor::open().ok();
+            monitor = engine.lock().open_monitor().ok();
             if monitor.is_some() {
                 // From here on nothing is missed; what was before is looked at now.
                 engine.lock().hear(News::Lost);
@@ -203,7 +258,10 @@ fn watch(engine: &Mutex<Engine>, has_ended: &AtomicBool) {
         });
         match heard {
             Ok(Heard::All) => {}
-            Ok(Heard::Lost) => news = News::Lost,
+            Ok(Heard::Lost) => {
+                engine.note_lost();
+                news = News::Lost;
+            }
             Err(_) => {
                 news = News::Lost;
                 drop(mem::take(&mut monitor));

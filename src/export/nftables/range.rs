@@ -14,10 +14,10 @@ use crate::prefix::{Family, Prefix};
 // linux/netfilter/nf_tables.h
 pub(super) const LIST_ELEM: u16 = 1;
 const DATA_VALUE: u16 = 1;
-const ELEM_KEY: u16 = 1;
+pub(super) const ELEM_KEY: u16 = 1;
 const ELEM_FLAGS: u16 = 3;
-const ELEM_TIMEOUT: u16 = 4;
-const ELEM_EXPIRATION: u16 = 5;
+pub(super) const ELEM_TIMEOUT: u16 = 4;
+pub(super) const ELEM_EXPIRATION: u16 = 5;
 const ELEM_USERDATA: u16 = 6;
 const ELEM_KEY_END: u16 = 10;
 const FLAG_INTERVAL_END: u32 = 1;

@@ -44,8 +44,16 @@ pub fn remove(options: &Options) -> Result<Removed, RemoveError> {
     }
 }
 
+/// Returns whether another running process owns the table that we would keep; false where that cannot be seen.
+pub fn is_owned_by_another(options: &Options) -> bool {
+    let Mode::Own { mark, size } = options.mode else { return false };
+    let Ok(mut link) = Link::open() else { return false };
+    let layout = Layout::new(options.family, &options.table, mark, size, &options.targets());
+    layout.look(&mut link, Ownership::Owned) == Ok(Standing::Owned)
+}
+
 fn remove_table(link: &mut Link, options: &Options, layout: &Layout) -> Result<Removed, RemoveError> {
-    match layout.look(link, Ownership::Owned).map_err(Trouble::of)? {
+    match layout.look(link, Ownership::Owned).map_err(Trouble::of_first)? {
         Standing::Absent => return Ok(Removed::Nothing),
         Standing::Foreign => {
             let (family, table) = (options.family, options.table.clone());
@@ -79,7 +87,7 @@ fn remove_elements(link: &mut Link, options: &Options) -> Result<Removed, Remove
     let targets = options.targets();
     let (mut ops, mut places) = (Vec::new(), Vec::new());
     for (at, target) in targets.iter().enumerate() {
-        let info = sets::look(link, options.family, &options.table, &target.name).map_err(Trouble::of)?;
+        let info = sets::look(link, options.family, &options.table, &target.name).map_err(Trouble::of_first)?;
         let Some(info) = info.filter(|info| info.flaw(target).is_none()) else {
             places.push(None);
             continue;

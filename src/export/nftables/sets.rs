@@ -14,7 +14,7 @@ use crate::set::Origin;
 // linux/netfilter/nf_tables.h
 const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
-const SET_FLAGS: u16 = 3;
+pub(super) const SET_FLAGS: u16 = 3;
 const SET_KEY_TYPE: u16 = 4;
 const SET_KEY_LEN: u16 = 5;
 const SET_DESC: u16 = 9;
@@ -26,7 +26,7 @@ const FLAG_ANONYMOUS: u32 = 0x1;
 const FLAG_CONSTANT: u32 = 0x2;
 const FLAG_INTERVAL: u32 = 0x4;
 const FLAG_MAP: u32 = 0x8;
-const FLAG_TIMEOUT: u32 = 0x10;
+pub(super) const FLAG_TIMEOUT: u32 = 0x10;
 const FLAG_OBJECT: u32 = 0x40;
 /// The numbers that `nft` gives its types; the kernel only keeps them.
 const TYPE_IPV4: u32 = 7;

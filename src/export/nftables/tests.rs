@@ -15,6 +15,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::layout::Ownership;
+use super::plan::Renewal;
+use super::testing::Kernel;
 use super::*;
 use crate::clock::Timestamp;
 use crate::metrics::Registry;
@@ -117,6 +119,7 @@ struct Rig {
     outlet: Outlet,
     clock: Clock,
     registry: Registry,
+    table: String,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -133,11 +136,12 @@ impl Rig {
     fn start_with(options: Options, surplus: Surplus, prepare: impl FnOnce(&mut Engine)) -> Self {
         let (outlet, intake) = outlet("nftables");
         let (clock, registry) = (Clock::system(), Registry::new());
-        let mut engine = Engine::new(options, surplus, intake.health(), clock.clone(), Metrics::new(&registry));
+        let table = format!("{} {}", options.family.as_str(), options.table);
+        let mut engine = Engine::new(options, surplus, intake.health(), clock.clone(), &Metrics::new(&registry));
         prepare(&mut engine);
         start_engine(engine, intake).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        Self { outlet, clock, registry, runtime }
+        Self { outlet, clock, registry, table, runtime }
     }
 
     fn send(&self, fill: impl FnOnce(&mut Change)) -> Applied {
@@ -170,9 +174,15 @@ impl Rig {
         hosts.iter().map(|(addr, secs)| (addr.parse().unwrap(), until(*secs))).collect()
     }
 
+    /// Returns a metric of this engine; its label `table` is left out.
     fn metric(&self, line: &str) -> f64 {
         let text = String::from_utf8(self.registry.render()).unwrap();
-        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+        let label = format!("table=\"{}\"", self.table);
+        let line = match line.strip_suffix('}') {
+            Some(line) => format!("{line},{label}}}"),
+            None => format!("{line}{{{label}}}"),
+        };
+        let value = text.lines().find_map(|found| found.strip_prefix(&line)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no {line} in {text}")).parse().unwrap()
     }
 
@@ -231,7 +241,7 @@ fn owned_table_is_out_of_others_reach_and_outlives_its_owner() {
 
 #[test]
 fn hosts_are_added_renewed_withdrawn_and_expire() {
-    for renewal in [None, Some(plan::Renewal::Replace)] {
+    for renewal in [None, Some(Renewal::Replace)] {
         in_namespace(move || {
             let rig = Rig::start_with(own(), Surplus::Withdraw, |engine| engine.renewal = renewal);
             rig.whole(&[], &[]);
@@ -501,7 +511,7 @@ fn unfit_sets_are_named_with_the_command() {
         let (_outlet, intake) = outlet("nftables");
         let options = guest(Some("bypass"), Some("nets"));
         let mut engine =
-            Engine::new(options, Surplus::Withdraw, intake.health(), Clock::system(), Metrics::new(&Registry::new()));
+            Engine::new(options, Surplus::Withdraw, intake.health(), Clock::system(), &Metrics::new(&Registry::new()));
         engine.look_if_due();
         let text = engine.trouble().unwrap().to_string();
         assert_eq!(
@@ -535,31 +545,28 @@ fn bad_element_costs_no_other() {
 }
 
 #[test]
-fn many_elements_come_from_nothing_in_time() {
+fn many_elements_come_from_nothing_and_are_found_again() {
     in_namespace(|| {
         let rig = Rig::start(Options { mode: Mode::Own { mark: 1, size: 300_000 }, ..own() });
         let addr = |n: u32| IpAddr::from((0x0b00_0000 + n * 7).to_be_bytes());
         let until = Some(rig.clock.now().after(Duration::from_secs(3600)));
-        let begun = Instant::now();
         let held = rig.send(|change| {
             change.whole = true;
             change.hosts = (0..100_000).map(|n| (addr(n), until)).collect();
         });
-        println!("100,000 elements from nothing: {} ms", begun.elapsed().as_millis());
         assert_eq!(held, Applied::Held);
-        assert!(begun.elapsed() < Duration::from_secs(10), "two seconds when optimised and alone");
         assert_eq!(rig.metric("greenlane_nftables_elements{set=\"learned4\"}"), 100_000.0);
         let list = nft("list set inet greenlane learned4");
         assert_eq!(list.matches("expires").count(), 100_000);
         rig.end();
         let rig = Rig::start(Options { mode: Mode::Own { mark: 1, size: 300_000 }, ..own() });
-        let begun = Instant::now();
         rig.send(|change| {
             change.whole = true;
             change.hosts = (0..100_000).map(|n| (addr(n), until)).collect();
         });
-        println!("100,000 elements compared: {} ms", begun.elapsed().as_millis());
-        assert_eq!(rig.metric("greenlane_nftables_transactions_total{result=\"done\"}"), 1.0, "the adoption only");
+        // The adoption; and where the kernel took more than a second over the first transaction, ends set right.
+        let done = rig.metric("greenlane_nftables_transactions_total{result=\"done\"}");
+        assert!((1.0..=2.0).contains(&done), "{done} transactions");
     });
 }
 
@@ -568,7 +575,8 @@ fn dump_is_spared_only_while_nobody_else_changes_anything() {
     in_namespace(|| {
         let (_outlet, intake) = outlet("nftables");
         let (clock, registry) = (Clock::system(), Registry::new());
-        let mut engine = Engine::new(own(), Surplus::Withdraw, intake.health(), clock.clone(), Metrics::new(&registry));
+        let mut engine =
+            Engine::new(own(), Surplus::Withdraw, intake.health(), clock.clone(), &Metrics::new(&registry));
         engine.ownership = Ownership::Shared;
         let order = |addr: &str, whole: bool| {
             let hosts = vec![(addr.parse().unwrap(), Some(clock.now().after(Duration::from_secs(600))))];
@@ -586,6 +594,214 @@ fn dump_is_spared_only_while_nobody_else_changes_anything() {
     });
 }
 
+/// Starts an engine on a kernel with whims.
+fn start_on(kernel: &Kernel, options: Options) -> Rig {
+    Rig::start_with(options, Surplus::Withdraw, |engine| engine.kernel = kernel.clone())
+}
+
+#[test]
+fn kernel_that_knows_no_owners_gets_a_table_that_is_anybodys() {
+    in_namespace(|| {
+        let kernel = Kernel::default().without_owners();
+        let rig = start_on(&kernel, own());
+        assert_eq!(rig.whole(&[("192.0.2.1", 600)], &["198.51.100.0/24"]), Applied::Held);
+        assert_eq!(rig.outlet.state(), State::Up);
+        let is_ours = || keys("inet greenlane learned4") == ["192.0.2.1"];
+        assert!(is_ours());
+        assert!(!nft("list table inet greenlane").contains("owner"), "nobody's");
+        nft("flush ruleset");
+        soon("made again after a flush that an owner would have been spared", is_ours);
+        rig.end();
+        assert!(is_ours(), "it outlives us");
+        let rig = start_on(&kernel, own());
+        assert_eq!(rig.whole(&[("192.0.2.1", 600), ("192.0.2.2", 600)], &[]), Applied::Held);
+        assert_eq!(keys("inet greenlane learned4"), ["192.0.2.1", "192.0.2.2"]);
+    });
+}
+
+#[test]
+fn renewal_is_probed_and_lasts_on_kernels_that_know_it_and_that_do_not() {
+    for (kernel, renewal) in
+        [(Kernel::default(), Renewal::Update), (Kernel::default().without_renewal(), Renewal::Replace)]
+    {
+        in_namespace(move || {
+            let (_outlet, intake) = outlet("nftables");
+            let (clock, registry) = (Clock::system(), Registry::new());
+            let mut engine =
+                Engine::new(own(), Surplus::Withdraw, intake.health(), clock.clone(), &Metrics::new(&registry));
+            engine.kernel = kernel;
+            let order = |whole: bool, hosts: &[(&str, u64)]| {
+                let until = |secs: &u64| Some(clock.now().after(Duration::from_secs(*secs)));
+                let hosts = hosts.iter().map(|(addr, secs)| (addr.parse().unwrap(), until(secs))).collect();
+                [Arc::new(Change { whole, hosts, ..Change::empty(Session(7), 1, clock.now()) })]
+            };
+            assert_eq!(engine.take(&order(true, &[("192.0.2.1", 60), ("192.0.2.2", 60)])), [Applied::Held]);
+            assert_eq!(engine.renewal, None, "nothing has shown it");
+            for secs in [300, 600, 1200] {
+                // Each is held already, so that a plain add would renew nothing and be a success.
+                assert_eq!(engine.take(&order(false, &[("192.0.2.1", secs), ("192.0.2.2", secs)])), [Applied::Held]);
+                assert_eq!(engine.renewal, Some(renewal));
+                for host in ["192.0.2.1", "192.0.2.2"] {
+                    let left = expires("inet greenlane learned4", host);
+                    assert!((secs - 20..=secs).contains(&left), "{host} ends in {left} s, not {secs}");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn kernel_without_renewal_is_never_seen_without_the_element() {
+    in_namespace(|| {
+        let rig = start_on(&Kernel::default().without_renewal(), own());
+        rig.whole(&[("192.0.2.1", 60)], &[]);
+        let counts = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&counts);
+        // Looks again and again while the element is deleted and added in one step.
+        let file = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let looking = thread::spawn(move || {
+            nix::sched::setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            let mut looks = 0;
+            while !is_over.load(Ordering::Acquire) || looks < 5 {
+                assert_eq!(keys("inet greenlane learned4"), ["192.0.2.1"]);
+                looks += 1;
+            }
+        });
+        for secs in 1..=100 {
+            assert_eq!(rig.grant(&[("192.0.2.1", 60 + 10 * secs)]), Applied::Held);
+        }
+        counts.store(true, Ordering::Release);
+        looking.join().unwrap();
+        assert!(expires("inet greenlane learned4", "192.0.2.1") > 1000);
+    });
+}
+
+#[test]
+fn kernel_that_refuses_timeouts_is_told_and_filled_once_it_takes_them() {
+    in_namespace(|| {
+        let kernel = Kernel::default();
+        kernel.set_without_timeouts(true);
+        let rig = start_on(&kernel, own());
+        assert_eq!(rig.whole(&[("192.0.2.1", 600)], &["198.51.100.0/24"]), Applied::Failed);
+        assert_eq!(rig.outlet.state(), State::Down);
+        assert_eq!(rig.metric("greenlane_nftables_up"), 0.0);
+        assert!(rig.metric("greenlane_nftables_failures_total{kind=\"unsupported\"}") >= 1.0);
+        kernel.set_without_timeouts(false);
+        soon("made and filled", || keys("inet greenlane learned4") == ["192.0.2.1"]);
+        soon("up", || rig.outlet.state() == State::Up);
+
+        nft(
+            "add table inet filter { set bypass { type ipv4_addr; flags timeout; }; set nets { type ipv4_addr; flags interval; }; }",
+        );
+        kernel.set_without_timeouts(true);
+        let rig = start_on(&kernel, guest(Some("bypass"), Some("nets")));
+        assert_eq!(rig.whole(&[("192.0.2.1", 600)], &["198.51.100.0/24"]), Applied::Failed);
+        assert_eq!(keys("inet filter nets"), ["198.51.100.0/24"], "what needs no timeout is there");
+        assert!(rig.metric("greenlane_nftables_failures_total{kind=\"invalid\"}") >= 1.0);
+        assert_eq!(rig.metric("greenlane_nftables_up"), 0.0);
+        kernel.set_without_timeouts(false);
+        soon("filled", || keys("inet filter bypass") == ["192.0.2.1"]);
+        soon("up", || rig.outlet.state() == State::Up);
+    });
+}
+
+#[test]
+fn kernel_without_nf_tables_is_told_and_filled_once_it_has_them() {
+    in_namespace(|| {
+        let kernel = Kernel::default();
+        kernel.set_without_nf_tables(true);
+        for options in [own(), guest(Some("bypass"), None)] {
+            let (_outlet, intake) = outlet("nftables");
+            let metrics = Metrics::new(&Registry::new());
+            let mut engine = Engine::new(options, Surplus::Withdraw, intake.health(), Clock::system(), &metrics);
+            engine.kernel = kernel.clone();
+            engine.look_if_due();
+            assert_eq!(engine.trouble(), Some(&Trouble::Unsupported(nix::errno::Errno::EINVAL)));
+        }
+        let rig = start_on(&kernel, own());
+        assert_eq!(rig.whole(&[("192.0.2.1", 600)], &[]), Applied::Failed);
+        assert_eq!(rig.outlet.state(), State::Down);
+        assert!(rig.metric("greenlane_nftables_failures_total{kind=\"unsupported\"}") >= 1.0);
+        kernel.set_without_nf_tables(false);
+        soon("filled", || keys("inet greenlane learned4") == ["192.0.2.1"]);
+        soon("up", || rig.outlet.state() == State::Up);
+    });
+}
+
+#[test]
+fn lost_acknowledgements_lead_to_a_compare_and_nothing_is_lost() {
+    in_namespace(|| {
+        let kernel = Kernel::default();
+        let rig = start_on(&kernel, own());
+        rig.whole(&[("192.0.2.1", 600)], &[]);
+        kernel.lose_acknowledgements(1);
+        // Whether the kernel took it is seen by looking.
+        assert_eq!(rig.grant(&[("192.0.2.2", 600)]), Applied::Held);
+        assert_eq!(keys("inet greenlane learned4"), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(rig.metric("greenlane_nftables_failures_total{kind=\"lost\"}"), 1.0);
+        assert_eq!(rig.outlet.state(), State::Up);
+        assert_eq!(rig.metric("greenlane_nftables_up"), 1.0);
+        kernel.lose_acknowledgements(1);
+        assert_eq!(rig.withdraw("192.0.2.1"), Applied::Held);
+        assert_eq!(keys("inet greenlane learned4"), ["192.0.2.2"]);
+    });
+}
+
+#[test]
+fn flush_among_more_events_than_there_is_room_for_is_put_right() {
+    in_namespace(|| {
+        let kernel = Kernel::default().with_monitor_room(2048);
+        let rig = Rig::start_with(own(), Surplus::Withdraw, |engine| {
+            (engine.kernel, engine.ownership) = (kernel, Ownership::Shared);
+        });
+        let lost = || rig.metric("greenlane_nftables_failures_total{kind=\"lost\"}");
+        rig.whole(&[("192.0.2.1", 600), ("192.0.2.2", 600)], &[]);
+        assert_eq!(lost(), 0.0);
+        nft("add table inet other { set many { type ipv4_addr; }; }");
+        // One transaction, whose last event is about us: by then there is no room left.
+        let many: Vec<String> =
+            (0..4000).map(|n: u32| format!("10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255)).collect();
+        let script = std::env::temp_dir().join(format!("greenlane-many-{}.nft", std::process::id()));
+        let adds: String = many.iter().map(|addr| format!("add element inet other many {{ {addr} }}\n")).collect();
+        std::fs::write(&script, format!("{adds}flush set inet greenlane learned4\n")).unwrap();
+        assert!(Command::new("nft").arg("-f").arg(&script).status().unwrap().success());
+        std::fs::remove_file(&script).unwrap();
+        soon("whole again", || keys("inet greenlane learned4") == ["192.0.2.1", "192.0.2.2"]);
+        soon("counted", || lost() >= 1.0);
+        soon("up", || rig.outlet.state() == State::Up);
+    });
+}
+
+#[test]
+fn slow_kernel_is_not_waited_for_until_it_is_quick_again() {
+    in_namespace(|| {
+        let kernel = Kernel::default();
+        let rig = start_on(&kernel, Options { hold: Duration::from_millis(500), ..own() });
+        rig.whole(&[], &[]);
+        kernel.set_delay(Duration::from_millis(260));
+        let addr = |n: u32| format!("192.0.2.{n}");
+        for n in 1..20 {
+            assert_eq!(rig.grant(&[(&addr(n), 600)]), Applied::Held);
+            assert_eq!(rig.outlet.state(), State::Up, "{n} slow commits are none too many");
+        }
+        assert_eq!(rig.grant(&[(&addr(20), 600)]), Applied::Held);
+        assert_eq!(rig.outlet.state(), State::Slow);
+        assert_eq!(rig.metric("greenlane_nftables_up"), 1.0, "it holds everything");
+        // A probe is a change that changes nothing.
+        assert_eq!(rig.send(|_| {}), Applied::Held);
+        assert_eq!(rig.outlet.state(), State::Slow);
+        let commits = || rig.metric("greenlane_nftables_transactions_total{result=\"done\"}");
+        let before = commits();
+        kernel.set_delay(Duration::ZERO);
+        soon("up", || {
+            assert_eq!(rig.send(|_| {}), Applied::Held);
+            rig.outlet.state() == State::Up
+        });
+        assert_eq!(commits(), before, "and no probe is a commit");
+        assert_eq!(keys("inet greenlane learned4").len(), 20);
+    });
+}
+
 /// Not a test by itself: [`missing_privilege_is_told`] runs it without the capability.
 #[test]
 #[ignore = "run by another test"]
@@ -593,7 +809,7 @@ fn child_without_the_privilege() {
     in_namespace(|| {
         let (_outlet, intake) = outlet("nftables");
         let mut engine =
-            Engine::new(own(), Surplus::Withdraw, intake.health(), Clock::system(), Metrics::new(&Registry::new()));
+            Engine::new(own(), Surplus::Withdraw, intake.health(), Clock::system(), &Metrics::new(&Registry::new()));
         engine.look_if_due();
         assert_eq!(engine.trouble(), Some(&Trouble::NotPermitted));
         assert_eq!(intake.health().state(), State::Down);

@@ -13,9 +13,9 @@ use super::range::{self, ENCODED_LEN_MAX, Range, Shape};
 use crate::clock::Timestamp;
 
 // linux/netfilter/nf_tables.h
-const LIST_TABLE: u16 = 1;
-const LIST_SET: u16 = 2;
-const LIST_ELEMENTS: u16 = 3;
+pub(super) const LIST_TABLE: u16 = 1;
+pub(super) const LIST_SET: u16 = 2;
+pub(super) const LIST_ELEMENTS: u16 = 3;
 
 /// The most ranges in one message, so that its elements stay below the 64 KiB of an attribute.
 const PER_MESSAGE_MAX: usize = 65_000 / ENCODED_LEN_MAX;

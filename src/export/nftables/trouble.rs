@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use super::message::TableFamily;
 
-/// What is wrong. DNS goes on in every case.
+/// What is wrong. Nothing waits for the kernel meanwhile, so DNS goes on in every case.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Trouble {
     /// No CAP_NET_ADMIN.
@@ -68,6 +68,20 @@ pub enum Trouble {
         /// What the kernel says.
         errno: Errno,
     },
+    /// The kernel takes no table like ours.
+    #[error(
+        "the kernel refuses what table {} {table} needs ({}): sets with timeouts and a chain before routing; use Linux \
+         5.10 or later, or fill sets of your own with export.nftables.mode = \"guest\"",
+        .family.as_str(), words(*.errno)
+    )]
+    TooOld {
+        /// The family.
+        family: TableFamily,
+        /// The name.
+        table: String,
+        /// What the kernel says.
+        errno: Errno,
+    },
     /// The kernel refuses an element.
     #[error("set {set} does not take {element}: {}{}", words(*.errno), if *.more == 0 { String::new() } else { format!(", and {} more", .more) })]
     Refused {
@@ -98,15 +112,23 @@ impl Trouble {
         }
     }
 
+    /// Makes the trouble of the first question of all: where nf_tables is not loaded, nfnetlink calls it invalid.
+    pub(super) fn of_first(errno: Errno) -> Self {
+        if errno == Errno::EINVAL { Self::Unsupported(errno) } else { Self::of(errno) }
+    }
+
     /// Returns the error number under which it is counted.
     pub(super) fn errno(&self) -> Errno {
         match self {
             Self::NotPermitted | Self::ForeignTable { .. } | Self::OwnedByAnother { .. } => Errno::EPERM,
             Self::Sets(_) => Errno::ENOENT,
             Self::Full { .. } => Errno::ENFILE,
+            // Whatever nfnetlink says.
+            Self::Unsupported(Errno::EINVAL) => Errno::EOPNOTSUPP,
             Self::Unsupported(errno)
             | Self::Kernel(errno)
             | Self::Timeouts { errno, .. }
+            | Self::TooOld { errno, .. }
             | Self::Refused { errno, .. } => *errno,
             Self::Lost => Errno::ENOBUFS,
         }
@@ -152,6 +174,7 @@ mod tests {
                 Trouble::Refused { set: set(), element: "192.0.2.1".to_owned(), errno: Errno::EEXIST, more: 2 },
                 "set learned4 does not take 192.0.2.1: another range overlaps it, EEXIST, and 2 more",
             ),
+            (Trouble::TooOld { family, table: table(), errno: Errno::EOPNOTSUPP }, "use Linux 5.10 or later"),
             (Trouble::of(Errno::EMSGSIZE), "too large for the socket, EMSGSIZE"),
         ];
         for (trouble, remedy) in cases {

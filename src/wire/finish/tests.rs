@@ -6,7 +6,7 @@ use super::*;
 use crate::wire::testing::{
     ADDITIONAL, ANSWER, AUTHORITY, Draft, ID, P, a, asks, options_bytes, parse, rrsig, seen, walked,
 };
-use crate::wire::{Question, TagText, rtype, synthesize};
+use crate::wire::{Answer, Question, TagText, rtype, synthesize};
 
 const QNAME: &str = "www.example.com";
 
@@ -52,7 +52,7 @@ fn with_opt() -> Draft {
 fn reply_to(query: &Draft, answer: &Answer, given: &Given<'_>, limit: usize) -> (Fit, Vec<u8>, Message) {
     let packet = query.build();
     let mut out = b"left over".to_vec();
-    let fit = finish(answer, &seen(&packet), given, limit, &mut out);
+    let fit = finish(answer.kept(), &seen(&packet), given, limit, &mut out);
     assert!(out.len() <= limit, "{} octets, at most {limit}", out.len());
     let message = parse(&out);
     assert_eq!(message.metadata.id, ID);
@@ -264,7 +264,7 @@ fn buffer_with_room_is_not_moved() {
     let mut out = Vec::with_capacity(1232);
     let place = out.as_ptr();
     for age_secs in 0..100 {
-        finish(&full(), &seen(&packet), &Given { age_secs, tag: Some(&tag), ttl_cap: None }, 1232, &mut out);
+        finish(full().kept(), &seen(&packet), &Given { age_secs, tag: Some(&tag), ttl_cap: None }, 1232, &mut out);
         assert_eq!((out.as_ptr(), out.capacity()), (place, 1232));
     }
 }

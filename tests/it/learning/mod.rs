@@ -13,32 +13,32 @@ use crate::upstream::{A, AAAA, Act, Asked, CNAME, Upstream, record, wire_name};
 mod answers;
 mod caps;
 mod ends;
-mod never;
+pub(crate) mod never;
 mod targets;
 
 pub(super) const DNAME: u16 = 39;
 pub(super) const SVCB: u16 = 64;
 
 /// An address of ours by number, far enough from its neighbours that no two make a wider prefix.
-pub(super) fn addr(n: u32) -> Ipv4Addr {
+pub(crate) fn addr(n: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + 2 * n)
 }
 
-pub(super) fn a(owner: &str, ttl: u32, addr: Ipv4Addr) -> Vec<u8> {
+pub(crate) fn a(owner: &str, ttl: u32, addr: Ipv4Addr) -> Vec<u8> {
     record(&wire_name(owner), A, ttl, &addr.octets())
 }
 
-pub(super) fn aaaa(owner: &str, ttl: u32, addr: &str) -> Vec<u8> {
+pub(crate) fn aaaa(owner: &str, ttl: u32, addr: &str) -> Vec<u8> {
     let IpAddr::V6(addr) = addr.parse().unwrap() else { panic!("{addr} is no IPv6 address") };
     record(&wire_name(owner), AAAA, ttl, &addr.octets())
 }
 
-pub(super) fn cname(owner: &str, ttl: u32, target: &str) -> Vec<u8> {
+pub(crate) fn cname(owner: &str, ttl: u32, target: &str) -> Vec<u8> {
     record(&wire_name(owner), CNAME, ttl, &wire_name(target))
 }
 
 /// RDATA of HTTPS and SVCB; no hints and a priority of 0 is alias mode.
-pub(super) fn svcb(priority: u16, target: &str, v4: &[Ipv4Addr], v6: &[&str]) -> Vec<u8> {
+pub(crate) fn svcb(priority: u16, target: &str, v4: &[Ipv4Addr], v6: &[&str]) -> Vec<u8> {
     let mut rdata = priority.to_be_bytes().to_vec();
     rdata.extend(wire_name(target));
     let v6: Vec<[u8; 16]> = v6.iter().map(|addr| addr.parse::<std::net::Ipv6Addr>().unwrap().octets()).collect();
@@ -52,12 +52,12 @@ pub(super) fn svcb(priority: u16, target: &str, v4: &[Ipv4Addr], v6: &[&str]) ->
     rdata
 }
 
-pub(super) fn reply(asked: &Asked, records: &[Vec<u8>]) -> Act {
+pub(crate) fn reply(asked: &Asked, records: &[Vec<u8>]) -> Act {
     records.iter().fold(asked.reply(), |reply, record| reply.answer(record)).act()
 }
 
 /// A greenlane that waits for the set as long as it may be told to, so that a busy machine makes no answer late.
-pub(super) fn patient(upstream: &Upstream) -> Setup {
+pub(crate) fn patient(upstream: &Upstream) -> Setup {
     Setup::new(upstream.addr).with("learn", "hold = \"1s\"")
 }
 
@@ -68,12 +68,12 @@ pub(super) async fn with(script: impl Fn(&Asked) -> Act + Send + Sync + 'static)
 }
 
 /// Whether a feed covers an address.
-pub(super) fn holds(feed: &[String], addr: impl Into<IpAddr>) -> bool {
+pub(crate) fn holds(feed: &[String], addr: impl Into<IpAddr>) -> bool {
     let addr = addr.into();
     feed.iter().any(|line| line.parse::<Prefix>().unwrap().contains(addr))
 }
 
-pub(super) fn ttls(message: &Message) -> Vec<u32> {
+pub(crate) fn ttls(message: &Message) -> Vec<u32> {
     message.answers.iter().map(|record| record.ttl).collect()
 }
 
@@ -86,6 +86,6 @@ pub(super) async fn serial(greenlane: &Greenlane) -> f64 {
 }
 
 /// The number in a name such as `n17.listed.example`.
-pub(super) fn number(asked: &Asked) -> u32 {
+pub(crate) fn number(asked: &Asked) -> u32 {
     asked.name().split('.').next().unwrap()[1..].parse().unwrap()
 }

@@ -10,7 +10,7 @@ use crate::upstream::{AAAA, Upstream, record, wire_name};
 
 /// Address, reason that the metrics give. 9.9.9.9 is an upstream of a route, 1.2.3.0/24 and 2600::/16 stand in
 /// `learn.never`, 127.0.0.1 is where greenlane listens.
-const HOSTILE: [(&str, &str); 42] = [
+pub(crate) const HOSTILE: [(&str, &str); 42] = [
     ("0.0.0.0", "special-purpose"),
     ("0.1.2.3", "special-purpose"),
     ("10.0.0.1", "special-purpose"),
@@ -55,7 +55,7 @@ const HOSTILE: [(&str, &str); 42] = [
     ("ff02::1", "multicast"),
 ];
 
-fn hostile_record(owner: &str, addr: IpAddr) -> Vec<u8> {
+pub(crate) fn hostile_record(owner: &str, addr: IpAddr) -> Vec<u8> {
     match addr {
         IpAddr::V4(addr) => a(owner, 300, addr),
         IpAddr::V6(addr) => record(&wire_name(owner), AAAA, 300, &addr.octets()),
@@ -63,7 +63,7 @@ fn hostile_record(owner: &str, addr: IpAddr) -> Vec<u8> {
 }
 
 /// Documentation addresses are what they are here: nothing is treated as public.
-fn strict(upstream: &Upstream) -> Setup {
+pub(crate) fn strict(upstream: &Upstream) -> Setup {
     Setup::new(upstream.addr)
         .only("learn", "hold = \"1s\"\nnever = [\"1.2.3.0/24\", \"2600::/16\"]")
         .with("[forward.route]", "zone = \"corp.example\"\nupstreams = [\"udp://9.9.9.9\"]")

@@ -12,8 +12,9 @@ use tokio::time::{sleep, timeout};
 use super::agent::Agent;
 use super::resolver::{Page, Resolver};
 use super::{url, whole};
-use crate::firewall::{has, in_namespace, numbering};
+use crate::firewall::numbering;
 use crate::harness::{Client, Greenlane, PATIENCE, Setup};
+use crate::netns::{has, in_namespace};
 use crate::upstream::Upstream;
 
 /// A resolver whose answers wait for followers, a second at most: long enough for a machine that is busy.

@@ -12,10 +12,10 @@ use tokio::time::sleep;
 use crate::harness::{Client, PATIENCE, greenlane};
 
 /// Whatever the tests' resolvers learn may be taken.
-pub(super) const LABORATORY: &str = "192.0.2.0/24,198.51.100.0/24,203.0.113.0/24,198.18.0.0/15,2001:db8::/32";
+pub(crate) const LABORATORY: &str = "192.0.2.0/24,198.51.100.0/24,203.0.113.0/24,198.18.0.0/15,2001:db8::/32";
 
 /// Makes the command; its folder has no configuration file.
-pub(super) fn command(urls: &[String], words: &str) -> Command {
+pub(crate) fn command(urls: &[String], words: &str) -> Command {
     let mut command = greenlane();
     command.current_dir(std::env::temp_dir()).arg("sync").args(["--treat-as-public", LABORATORY]);
     for url in urls {
@@ -26,27 +26,27 @@ pub(super) fn command(urls: &[String], words: &str) -> Command {
 }
 
 /// Runs it to its end.
-pub(super) async fn run(mut command: Command) -> Output {
+pub(crate) async fn run(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
 /// A running one; it is killed with the test.
-pub(super) struct Agent {
+pub(crate) struct Agent {
     child: Child,
     lines: Arc<Mutex<String>>,
     log: Arc<Mutex<String>>,
     /// Where its metrics are.
-    pub(super) metrics: Client,
+    pub(crate) metrics: Client,
 }
 
 impl Agent {
     /// Starts it with `--metrics`, and waits for its greeting.
-    pub(super) async fn start(urls: &[String], words: &str) -> Self {
+    pub(crate) async fn start(urls: &[String], words: &str) -> Self {
         Self::start_command(command(urls, words)).await
     }
 
     /// The same with a command made beforehand.
-    pub(super) async fn start_command(mut command: Command) -> Self {
+    pub(crate) async fn start_command(mut command: Command) -> Self {
         command.args(["--metrics", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let lines = gather(child.stdout.take().unwrap());
@@ -63,23 +63,23 @@ impl Agent {
     }
 
     /// What it wrote to standard output so far.
-    pub(super) fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap().lines().map(str::to_owned).collect()
     }
 
     /// What it wrote to standard error so far.
-    pub(super) fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
     /// Waits until it has printed a line that starts so.
-    pub(super) async fn until_line(&self, start: &str) -> String {
+    pub(crate) async fn until_line(&self, start: &str) -> String {
         let find = |agent: &Self| agent.lines().into_iter().find(|line| line.starts_with(start));
         self.until(start, find).await
     }
 
     /// Looks until `look` gives something.
-    pub(super) async fn until<T>(&self, what: &str, look: impl Fn(&Self) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&self, what: &str, look: impl Fn(&Self) -> Option<T>) -> T {
         for _ in 0..PATIENCE.as_millis() / 10 {
             if let Some(found) = look(self) {
                 return found;
@@ -90,7 +90,7 @@ impl Agent {
     }
 
     /// Ends it at once, without a chance to do anything about it.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         assert_eq!(self.child.wait().unwrap().signal(), Some(9));
     }
@@ -102,7 +102,7 @@ impl Agent {
     }
 
     /// Sends a signal by name and returns the exit code.
-    pub(super) async fn ended_by(&mut self, signal: &str) -> Option<i32> {
+    pub(crate) async fn ended_by(&mut self, signal: &str) -> Option<i32> {
         self.signal(signal);
         for _ in 0..PATIENCE.as_millis() / 10 {
             if let Some(status) = self.child.try_wait().unwrap() {

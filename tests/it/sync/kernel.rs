@@ -9,8 +9,10 @@ use tokio::time::sleep;
 use super::agent::{Agent, command, run};
 use super::resolver::{Page, Resolver};
 use super::{url, whole};
-use crate::firewall::{has, in_namespace, nft, numbering};
+use crate::firewall::numbering;
 use crate::harness::Setup;
+use crate::metrics::assert_asked_for_what_a_firewall_has;
+use crate::netns::{has, in_namespace, nft};
 
 async fn until_has(set: &str, address: &str, agent: &Agent) {
     // Before, there may be no table to look at.
@@ -35,10 +37,13 @@ fn agent_fills_the_kernel_and_empties_it_in_time() {
         greenlane.signal("HUP");
         agent.until("the withdrawal", |_| (!has("learned4", "203.0.113.2")).then_some(())).await;
         assert!(has("learned4", "203.0.113.1"));
+        assert_asked_for_what_a_firewall_has(&agent.metrics.text("/metrics").await);
         // Others' flushes pass our table by.
         nft("flush ruleset");
         assert!(has("learned4", "203.0.113.1") && has("static4", "198.51.100.0/24"));
-        assert!(agent.metrics.metric("greenlane_nftables_elements{set=\"learned4\"}").await >= 1.0);
+        assert!(
+            agent.metrics.metric("greenlane_nftables_elements{set=\"learned4\",table=\"inet greenlane\"}").await >= 1.0
+        );
     });
 }
 

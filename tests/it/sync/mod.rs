@@ -1,7 +1,7 @@
 //! `greenlane sync`: a firewall elsewhere follows real resolvers, lying ones, and none.
 
 mod acks;
-mod agent;
+pub(crate) mod agent;
 mod kernel;
 mod resolver;
 

@@ -1,0 +1,141 @@
+//! What one process prepares for another: sockets that are bound, the way to the firewall agent, and what that agent
+//! needs of the files.
+
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{StartError, learn_options, today};
+use crate::admission::Admission;
+use crate::catalogue;
+use crate::config::{Config, Env};
+use crate::export::nftables::agent::{Remotes, Rules};
+use crate::listen::{self, BindError, Unread};
+
+/// No answer lives longer than its TTL and grace, and what is granted beyond is ten minutes at most; a week at least, so
+/// that what was granted under earlier options stays.
+const SLACK: Duration = Duration::from_secs(600);
+/// See [`SLACK`].
+const SPAN_MIN: Duration = Duration::from_secs(7 * 86_400);
+/// How often an address in use is tried again, and the pause between: the greenlane before us may be about to end.
+const BIND_TRIES: u32 = 20;
+/// See [`BIND_TRIES`].
+const BIND_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a process is given instead of making it itself.
+#[derive(Default)]
+pub struct Given {
+    /// The listening sockets.
+    pub sockets: Option<Sockets>,
+    /// The firewall agent; without it the firewall is programmed in this process.
+    pub agent: Option<AgentAway>,
+}
+
+/// The firewall agent in a process of its own.
+pub struct AgentAway {
+    /// Where the ways to it arrive.
+    pub remotes: Arc<Remotes>,
+    /// Called when it has sent what no honest one sends.
+    pub complain: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// The listening sockets, which nobody reads yet.
+#[derive(Debug)]
+pub struct Sockets {
+    /// For DNS; at least one.
+    pub dns: Vec<Unread>,
+    /// For the web.
+    pub web: Option<TcpListener>,
+}
+
+impl Sockets {
+    /// Binds what the configuration names.
+    ///
+    /// # Errors
+    /// [`StartError::Listen`], [`StartError::NoAddress`] or [`StartError::Web`].
+    pub fn bind(config: &Config) -> Result<Self, StartError> {
+        let dns = listen::bind_unread(&config.listen.dns)?;
+        if dns.is_empty() {
+            return Err(StartError::NoAddress);
+        }
+        let web = config.web.listen.map(|addr| {
+            let listener = TcpListener::bind(addr)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        Ok(Self { dns, web: web.transpose().map_err(|source| web_error(config, source))? })
+    }
+
+    /// The same, where a greenlane that was killed just now may still hold them for a moment.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub fn bind_patiently(config: &Config) -> Result<Self, StartError> {
+        let mut tries = BIND_TRIES;
+        loop {
+            match Self::bind(config) {
+                Err(error) if is_in_use(&error) && tries > 0 => {
+                    tries -= 1;
+                    std::thread::sleep(BIND_PAUSE);
+                }
+                bound => return bound,
+            }
+        }
+    }
+
+    /// Takes those that another process has bound, as [`Self::into_fds`] gave them.
+    ///
+    /// # Errors
+    /// What the system says of them.
+    pub fn adopt(sockets: Vec<OwnedFd>) -> std::io::Result<Self> {
+        let (dns, web) = listen::adopt(sockets)?;
+        Ok(Self { dns, web })
+    }
+
+    /// Gives up the sockets, for another process to read.
+    pub fn into_fds(self) -> Vec<OwnedFd> {
+        let dns = self.dns.into_iter().flat_map(|one| [OwnedFd::from(one.udp), OwnedFd::from(one.tcp)]);
+        dns.chain(self.web.map(OwnedFd::from)).collect()
+    }
+}
+
+fn is_in_use(error: &StartError) -> bool {
+    match error {
+        StartError::Listen(BindError::InUse { .. }) => true,
+        StartError::Web { source, .. } => source.kind() == std::io::ErrorKind::AddrInUse,
+        _ => false,
+    }
+}
+
+/// Says what is wrong with the web listener, which the configuration has then.
+pub(super) fn web_error(config: &Config, source: std::io::Error) -> StartError {
+    match config.web.listen {
+        Some(addr) => StartError::Web { addr, source },
+        None => StartError::Threads(source),
+    }
+}
+
+/// Reads what the files let into the firewall, and how many triggers the lists have.
+///
+/// # Errors
+/// What is wrong with them, in words.
+pub fn firewall_rules(file: Option<&Path>) -> Result<(Rules, usize), String> {
+    let env = Env::of_process();
+    let config = match file {
+        Some(path) => Config::load(path, &env),
+        None => Config::without_file(&env),
+    };
+    let config = config.map_err(|problems| problems.to_string())?;
+    let catalogue = catalogue::load(&config.catalogue, today()).map_err(|problems| problems.to_string())?.catalogue;
+    let options = learn_options(&config, config.listen.dns.iter().map(|address| address.addr));
+    let span = options.min_hold.max(config.cache.max_ttl) + options.grace + SLACK;
+    let rules = Rules {
+        admission: Admission::new(&options),
+        max_total: options.max_total,
+        span_max: span.max(SPAN_MIN),
+        statics: catalogue.prefixes().iter().map(|listed| listed.prefix).collect(),
+    };
+    Ok((rules, catalogue.trigger_count()))
+}
