@@ -71,6 +71,19 @@ impl Acks {
     }
 }
 
+#[cfg(test)]
+impl Acks {
+    /// Makes one whose marks are told to nobody.
+    pub(super) fn silent() -> Self {
+        Self(Arc::default())
+    }
+
+    /// Takes the mark that waits to be told.
+    pub(super) fn take(&self) -> Option<u64> {
+        self.0.state.lock().latest.take().map(|ask| ask.mark)
+    }
+}
+
 impl Drop for Acks {
     fn drop(&mut self) {
         self.0.state.lock().is_closed = true;

@@ -108,8 +108,12 @@ impl Metrics {
     }
 
     pub(super) fn heard(&self, source: Source, now: Timestamp) {
-        self.followed.with_label_values(&[&name(source)]).set(1);
         self.contact.with_label_values(&[&name(source)]).set(seconds(now));
+    }
+
+    /// Its stream is open; asking for the set alone is not following.
+    pub(super) fn followed(&self, source: Source) {
+        self.followed.with_label_values(&[&name(source)]).set(1);
     }
 
     pub(super) fn told(&self, source: Source, serial: u64, is_new_session: bool) {

@@ -313,6 +313,7 @@ impl Merger {
     }
 
     fn note_followed(&mut self, source: Source) {
+        self.metrics.followed(source);
         let state = &mut self.sources[source];
         if !std::mem::replace(&mut state.is_followed, true) {
             state.told = None;
@@ -437,5 +438,130 @@ impl Merger {
             has_applied: self.has_applied,
             is_held: self.is_held,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::super::gate::{WIDEST4, WIDEST6};
+    use super::super::told::Delta;
+    use super::*;
+    use crate::admission::{Admission, Rules};
+    use crate::set::outlet::{Intake, Order, outlet};
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    /// A merging task by hand, with one resolver and one sink.
+    struct Stage {
+        merger: Merger,
+        intake: Intake,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let (way, intake) = outlet("nftables");
+            let options = Options {
+                resolvers: vec!["http://192.0.2.53:8053".parse().unwrap()],
+                access: super::super::Access::default(),
+                admission: Admission::new(Rules::default()),
+                widest4: WIDEST4,
+                widest6: WIDEST6,
+                max_total: 100,
+                lease: Duration::from_secs(3600),
+                acknowledges: true,
+            };
+            let follower =
+                Follower::new(options, vec![Sink::Outlet(way)], Clock::manual(NOW), &Registry::new()).unwrap();
+            let mut merger = follower.state;
+            merger.acks.push(Acks::silent());
+            Self { merger, intake }
+        }
+
+        fn hear(&mut self, news: News) {
+            self.merger.hear(0, news, NOW);
+            self.merger.step(NOW).unwrap();
+        }
+
+        /// Tells the whole set: that many hosts.
+        fn tell(&mut self, serial: u64, count: u8) {
+            let end = (NOW.after(Duration::from_secs(900)), Default::default());
+            let hosts: HashMap<_, _> = (0..count).map(|n| ([8, 8, 8, n].into(), end.clone())).collect();
+            self.hear(News::Told(Told::Delta(Box::new(Delta {
+                session: 7,
+                serial,
+                reset: true,
+                hosts,
+                ..Delta::default()
+            }))));
+        }
+
+        fn ask(&mut self, mark: u64) {
+            self.hear(News::Asked(Ask { follower: "abc".to_owned(), mark }));
+        }
+
+        async fn order(&mut self) -> Order {
+            self.intake.next().await.unwrap()
+        }
+
+        /// Answers an order as the sink and lets the task take the answer.
+        async fn answer(&mut self, order: Order, applied: Applied) {
+            order.done(applied);
+            let (is_held, took) = in_flight(&mut self.merger.in_flight).await;
+            self.merger.answered(is_held, took, NOW);
+            self.merger.step(NOW).unwrap();
+        }
+
+        fn acked(&self) -> Option<u64> {
+            self.merger.acks[0].take()
+        }
+    }
+
+    #[tokio::test]
+    async fn mark_is_acknowledged_once_everything_before_it_is_held() {
+        let mut stage = Stage::new();
+        stage.ask(1);
+        assert_eq!(stage.acked(), None, "nothing was told yet");
+        stage.tell(1, 1);
+        let order = stage.order().await;
+        assert_eq!(stage.acked(), None, "the sink is at it");
+        stage.answer(order, Applied::Held).await;
+        assert_eq!(stage.acked(), Some(1));
+        stage.ask(2);
+        assert_eq!(stage.acked(), Some(2), "there is nothing before it");
+
+        // What comes while the sink is at it makes the next change, and its mark waits for that one.
+        stage.tell(2, 2);
+        let order = stage.order().await;
+        stage.tell(3, 3);
+        stage.ask(3);
+        stage.answer(order, Applied::Held).await;
+        assert_eq!(stage.acked(), None);
+        let order = stage.order().await;
+        stage.answer(order, Applied::Held).await;
+        assert_eq!(stage.acked(), Some(3));
+        // Its change is on the way already.
+        stage.tell(4, 4);
+        stage.ask(4);
+        let order = stage.order().await;
+        stage.answer(order, Applied::Held).await;
+        assert_eq!(stage.acked(), Some(4));
+    }
+
+    #[tokio::test]
+    async fn mark_of_a_change_that_failed_waits_for_a_later_one() {
+        let mut stage = Stage::new();
+        stage.tell(1, 1);
+        stage.ask(1);
+        let order = stage.order().await;
+        stage.answer(order, Applied::Failed).await;
+        assert_eq!(stage.acked(), None);
+        stage.ask(2);
+        assert_eq!(stage.acked(), None, "what was told before it is not held");
+        stage.tell(2, 2);
+        let order = stage.order().await;
+        stage.answer(order, Applied::Held).await;
+        assert_eq!(stage.acked(), Some(2));
     }
 }
