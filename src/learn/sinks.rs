@@ -413,8 +413,37 @@ impl Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Registry;
+    use crate::set::Session;
+    use crate::set::outlet::{BULK_LEN, outlet};
 
     const HOLD: Duration = Duration::from_millis(100);
+
+    #[tokio::test(start_paused = true)]
+    async fn bulk_is_neither_waited_for_nor_makes_a_sink_slow() {
+        let now = Timestamp::from_secs(1_800_000_000);
+        let (clock, registry) = (Clock::manual(now), Registry::new());
+        let (outlet, mut intake) = outlet("nftables");
+        let mut sinks = Sinks::new(vec![outlet], Joins::default(), &Metrics::new(&registry), clock.clone());
+        let draft = Draft::new(Session(7), now, &registry);
+        let host = |n: usize| (std::net::IpAddr::from(u32::try_from(n).unwrap().to_be_bytes()), None);
+        let change = |count: usize| {
+            let hosts = (0..count).map(host).collect();
+            Arc::new(Change { hosts, ..Change::empty(Session(7), 1, now) })
+        };
+        assert!(!sinks.tell(&change(BULK_LEN + 1), &draft, HOLD).await, "it is not held yet, and nobody waits");
+        let bulk = intake.next().await.unwrap();
+        // What is fresh is waited for meanwhile.
+        let fresh = change(1);
+        let (is_held, ()) = tokio::join!(sinks.tell(&fresh, &draft, HOLD), async {
+            intake.next().await.unwrap().done(Applied::Held);
+        });
+        assert!(is_held);
+        clock.advance(HOLD * 20);
+        bulk.done(Applied::Held);
+        sinks.tend(&draft, HOLD).await;
+        assert!(sinks.sinks[0].is_waited_for() && sinks.sinks[0].behind.is_empty());
+    }
 
     #[test]
     fn twenty_slow_answers_in_a_row_make_a_sink_slow_and_three_quick_ones_quick() {

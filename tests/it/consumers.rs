@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -446,6 +446,36 @@ async fn a_follower_that_reads_slowly_delays_nobody_and_still_arrives() {
     slow.follow(&mut behind, model.serial).await;
     assert_eq!(behind.items, model.items, "after {} resets", behind.resets);
     assert!(agrees(&greenlane, &behind).await);
+}
+
+#[tokio::test]
+async fn firewalls_that_ask_for_a_list_and_never_read_it_delay_nobody() {
+    let upstream = Upstream::start(answer).await;
+    // More than the sockets hold: every second host, so that none joins its neighbour.
+    let hosts: String = (0..60_000_u32).map(|n| format!("{}\n", Ipv4Addr::from(0x0800_0000 + n * 2))).collect();
+    let greenlane = setup(&upstream).list("many.list", &format!("# Many\n{hosts}")).start().await;
+    let mut hanging = Vec::new();
+    for _ in 0..100 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(greenlane.web).await.unwrap();
+        stream.write_all(b"GET /prefixes.json HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        // Its answer has begun, and does not fit.
+        stream.readable().await.unwrap();
+        hanging.push(stream);
+    }
+    assert!(greenlane.text("/prefixes.txt").await.lines().count() >= 60_000);
+    assert!(!greenlane.ask("n1.listed.example", RecordType::A).await.answers.is_empty());
+    assert_eq!(greenlane.get("/readyz").await.status, 200);
+    // Who reads at last gets what was asked for.
+    let mut late = hanging.pop().unwrap();
+    let mut read = vec![0; 64 * 1024];
+    let mut len = 0;
+    while len < 64 << 10 {
+        let more = timeout(PATIENCE, late.read(&mut read)).await.expect("more of the list").unwrap();
+        assert!(more > 0, "cut off after {len} octets");
+        len += more;
+    }
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ impl Range {
             let free = first.trailing_zeros().min(room).min(u32::from(family.bits()));
             let taken = 1_u128.checked_shl(free).map_or(last, |size| first + (size - 1));
             rest = (taken < last).then(|| Self { first: taken + 1, last });
-            let len = family.bits() - u8::try_from(free).unwrap_or_else(|_| family.bits());
+            let len = family.bits().saturating_sub(u8::try_from(free).unwrap_or(u8::MAX));
             Some(Prefix::truncated(address(first, family), len))
         })
     }
