@@ -1,8 +1,8 @@
 //! `greenlane sync`: the nftables of a firewall that is not the resolver's host.
 //!
-//! The same engine as in `[[export.nftables]]` of a resolver, fed by [`follow`]: everything that the command line does
-//! not say comes from the configuration file, if there is one (`[learn]` for what may be in the set, `[[export.nftables]]`
-//! for where it goes, `[log]`), else from the defaults.
+//! The same engine as in `[[export.nftables]]` of a resolver, fed by [`crate::export::follow`]: everything that the
+//! command line does not say comes from the configuration file, if there is one (`[learn]` for what may be in the set,
+//! `[[export.nftables]]` for where it goes, `[log]`), else from the defaults.
 
 use std::io;
 use std::net::SocketAddr;

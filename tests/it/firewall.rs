@@ -18,8 +18,9 @@ pub(crate) async fn numbering() -> Upstream {
     Upstream::start(move |asked| asked.a([203, 0, 113, number(asked)])).await
 }
 
+/// Waits for the kernel as long as it may be told to, so that a busy machine makes no answer late.
 fn own(upstream: &Upstream) -> Setup {
-    Setup::new(upstream.addr).with("[export.nftables]", "mode = \"own\"")
+    Setup::new(upstream.addr).with("[export.nftables]", "mode = \"own\"").with("learn", "hold = \"1s\"")
 }
 
 async fn until(what: &str, greenlane: &Greenlane, mut is_so: impl FnMut() -> bool) {

@@ -132,7 +132,7 @@ fn marks_are_acknowledged_once_the_kernel_holds_what_came_before() {
         std::fs::write(&token, "token-of-the-test\n").unwrap();
         let resolver = Resolver::start(Page::json(whole(1, 1, &[("203.0.113.1", 900)], &[]))).await;
         let agent = Agent::start(&[resolver.url()], &format!("--token-file {}", token.display())).await;
-        agent.metrics.until_metric("greenlane_sync_followed{resolver=\"resolver-1\"}", |value| value == 1.0).await;
+        resolver.until_watched().await;
         assert!(resolver.requests().iter().any(|head| head.starts_with("GET /watch?") && head.contains("ack=1 ")));
         resolver.send("hold", r#"{"follower":"abc","mark":1}"#);
         agent.until("the first word", |_| (acks(&resolver) == ["follower=abc&mark=1"]).then_some(())).await;

@@ -167,7 +167,7 @@ async fn new_session_is_merged_before_anything_leaves() {
     let resolver = Resolver::start(Page::json(whole(1, 9, &first, &["198.51.100.0/24"]))).await;
     let agent = Agent::start(&[resolver.url()], "--dry-run").await;
     agent.until_line("+ 203.0.113.2/32").await;
-    agent.metrics.until_metric("greenlane_sync_followed{resolver=\"resolver-1\"}", |value| value == 1.0).await;
+    resolver.until_watched().await;
     resolver.send("delta", &whole(2, 1, &[("203.0.113.3", 900)], &["198.51.100.0/24"]));
     agent.until_line("+ 203.0.113.3/32").await;
     // An empty whole set, and one of the same session.
@@ -187,7 +187,7 @@ async fn renewals_lengthen_and_absurd_ends_are_cut() {
     let line = agent.until_line("+ 203.0.113.2/32").await;
     let week = i64::try_from(now() + 7 * 24 * 3600).unwrap();
     assert!((week - 20..=week + 1).contains(&until_of(&line)), "{line}");
-    agent.metrics.until_metric("greenlane_sync_followed{resolver=\"resolver-1\"}", |value| value == 1.0).await;
+    resolver.until_watched().await;
     let end = now() + 5000;
     resolver
         .send("renewed", &format!(r#"{{"session":"{:016x}","renewed":[{{"address":"203.0.113.1","end":{end}}}]}}"#, 1));
@@ -304,6 +304,7 @@ async fn resolver_that_hangs_holds_up_nobody() {
     // Only the first whole set waits for the other, for five seconds.
     agent.until_line("+ 203.0.113.1/32").await;
     let told = whole(1, 2, &[("203.0.113.1", 900), ("203.0.113.2", 900)], &[]);
+    good.until_watched().await;
     good.send("delta", &told);
     agent.until_line("+ 203.0.113.2/32").await;
 }

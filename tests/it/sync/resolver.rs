@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
+use crate::harness::PATIENCE;
+
 /// How a page is answered.
 #[derive(Clone, Debug)]
 pub(super) enum Page {
@@ -129,6 +131,17 @@ impl Resolver {
     /// Adds a field to each head.
     pub(super) fn field(&self, field: &str) {
         self.script.lock().unwrap().field = format!("{field}\r\n");
+    }
+
+    /// Waits until somebody watches: an event before that reaches nobody.
+    pub(super) async fn until_watched(&self) {
+        for _ in 0..PATIENCE.as_millis() / 10 {
+            if self.requests().iter().any(|head| head.starts_with("GET /watch")) {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("nobody watches: {:?}", self.requests());
     }
 
     /// Sends an event to those who watch.
