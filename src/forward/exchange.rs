@@ -1,25 +1,20 @@
-//! One question and its reply, over UDP, TCP or TLS.
+//! One question and its reply over a connection: TCP or TLS.
 //!
-//! An [`Exchange`] is a transport to one upstream, a hickory `DnsExchange` whichever protocol runs below it:
+//! An [`Exchange`] is a connection to one upstream, a hickory `DnsExchange` with our own parts below it:
 //!
 //! ```text
-//! Exchange::ask ─▶ DnsExchange ─┬▶ Datagrams        one connected socket a try ─▶ UDP
-//!                               └▶ DnsMultiplexer ─▶ Enveloped ─▶ hickory's framing ─▶ TCP, TLS (RFC 7766, 7858)
+//! Exchange::ask ─▶ DnsExchange ─▶ DnsMultiplexer ─▶ Enveloped ─▶ hickory's framing ─▶ TCP, TLS (RFC 7766, 7858)
 //! ```
 //!
-//! What comes back are the upstream's octets, unread but for the question they must repeat (RFC 5452 §9.1): QR, id,
-//! name without letter case, type and class. A reply that fails this is counted, dropped, and the wait goes on; it
-//! ends only with the exchange or when the caller drops the future. That is also how an exchange is cancelled.
+//! What comes back are the upstream's octets, unread but for the question they must repeat (see `message`). A reply
+//! that fails this is counted, dropped, and the wait goes on; it ends only with the exchange or when the caller drops
+//! the future. That is also how an exchange is cancelled.
 //!
 //! Why hickory's parts are not used as they come (0.26.3):
-//! - It reads a whole reply into records before it hands out the octets. One it cannot read is dropped (TCP, TLS) or
-//!   ends the try (UDP): a record of no octets (`InvalidEmptyRecord`, so an empty APL or any unknown type), HTTPS
+//! - It reads a whole reply into records before it hands out the octets. One it cannot read is dropped: a record of no octets (`InvalidEmptyRecord`, so an empty APL or any unknown type), HTTPS
 //!   and SVCB parameters out of order or without octets, an odd client subnet option, a record whose type is a
 //!   question type. A forwarder passes on what its own walker can vouch for. So a reply travels in an *envelope*: a
 //!   message with its id and a single NULL record that holds the reply as it came, which always reads.
-//! - Its UDP stream never connects its socket, so an ICMP error (nobody listens) is never seen; sends again with the
-//!   same id; receives into a buffer of the advertised size; and compares questions only after reading everything.
-//!   [`Datagrams`] takes its place below the `DnsExchange`.
 //! - Its multiplexer lets 32 questions wait and its send queue holds 32: both are [`IN_FLIGHT_MAX`] here. It draws
 //!   the id itself, at random among the free ones. It does not compare the question, so that is done above it: the
 //!   late answer to an abandoned question may meet a new one of the same id.
@@ -27,7 +22,7 @@
 //!   handshake is done here. A zero-length frame makes it close the connection, which we take as it is.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,26 +31,20 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use hickory_net::NetError;
-use hickory_net::proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Edns, Message, Query, SerialMessage};
+use hickory_net::proto::op::{DnsRequest, DnsRequestOptions, Edns, Message, Query, SerialMessage};
 use hickory_net::proto::rr::{DNSClass, Name as HickoryName, RecordType};
 use hickory_net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_net::runtime::{DnsTcpStream, TokioRuntimeProvider};
 use hickory_net::tcp::{TcpClientStream, TcpStream as FramedStream};
-use hickory_net::xfer::{DnsClientStream, DnsExchange, DnsHandle, DnsMultiplexer, DnsRequestSender, DnsResponseStream};
+use hickory_net::xfer::{DnsClientStream, DnsExchange, DnsHandle, DnsMultiplexer, DnsRequestSender};
 use prometheus::IntCounter;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::wire::{Question, rcode};
-
-/// The UDP size we advertise: what passes every path without fragments (RFC 9715).
-const UDP_SIZE: u16 = 1232;
-
-/// The room for a datagram: above what we advertise, since some upstreams go by their own limit.
-const DATAGRAM_LEN_MAX: usize = 4096;
+use super::message::{Manner, UDP_SIZE, is_reply};
+use crate::wire::{HEADER_LEN, Question};
 
 /// How many questions may wait on one connection; as many as may wait in all.
 const IN_FLIGHT_MAX: usize = 4096;
@@ -66,20 +55,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(4);
 /// How long the multiplexer keeps a question; longer than any question may take, so that our own limits rule.
 const MULTIPLEXER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Octets of a message's header (RFC 1035 §4.1.1).
-const HEADER_LEN: usize = 12;
-
 /// Octets of an envelope before the reply: header, root name, type, class, TTL, length.
 const ENVELOPE_LEN: usize = HEADER_LEN + 1 + 2 + 2 + 4 + 2;
-
-/// How a question is put to an upstream, beside the question itself.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
-    /// Whether it carries an OPT record (RFC 6891).
-    pub(super) edns: bool,
-    /// Whether it sets AD, which asks for AD in the reply (RFC 6840 §5.7).
-    pub(super) authentic_data: bool,
-}
 
 /// Why an exchange gave no reply.
 #[derive(Clone, Debug)]
@@ -97,7 +74,7 @@ impl From<io::Error> for Broken {
     }
 }
 
-/// A transport to one upstream; cheap to clone, closed when the last clone and the last wait are gone.
+/// A connection to one upstream; cheap to clone, closed when the last clone and the last wait are gone.
 #[derive(Clone)]
 pub(super) struct Exchange {
     handle: DnsExchange<TokioRuntimeProvider>,
@@ -107,14 +84,6 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Makes the exchange over UDP; `sockets` bounds how many are open at a time.
-    ///
-    /// Must be called inside a tokio runtime.
-    pub(super) fn udp(addr: SocketAddr, sockets: Arc<Semaphore>, mismatches: IntCounter) -> Self {
-        let sender = Datagrams { addr, sockets, mismatches: mismatches.clone(), is_shutdown: false };
-        Self::spawn(sender, mismatches)
-    }
-
     /// Connects over TCP.
     ///
     /// # Errors
@@ -145,11 +114,10 @@ impl Exchange {
     /// # Errors
     /// [`Broken`] when the transport ended or failed first.
     pub(super) async fn ask(&self, question: &Question, manner: Manner) -> Result<Vec<u8>, Broken> {
-        let expected = question_octets(question);
         let mut replies = self.handle.send(request(question, manner)?);
         while let Some(envelope) = replies.next().await {
             let reply = open(envelope?.into_buffer());
-            if is_reply(&reply, &expected) {
+            if is_reply(&reply, question) {
                 return Ok(reply);
             }
             self.mismatches.inc();
@@ -202,20 +170,6 @@ impl Drop for Retire {
     }
 }
 
-/// Returns how many UDP sockets may be open at a time: half of the process's descriptors, at most [`IN_FLIGHT_MAX`].
-///
-/// The other half is for clients and files. Where the limit cannot be read, it is the usual one of 1,024.
-pub(super) fn sockets_max() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let soft = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .map_or(Some(1024), |soft| if soft == "unlimited" { Some(usize::MAX) } else { soft.parse().ok() })
-        .unwrap_or(1024);
-    (soft / 2).clamp(16, IN_FLIGHT_MAX)
-}
-
 /// Connects, with keep-alives so that a path that died unseen is noticed within a minute.
 async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(addr).await?;
@@ -251,56 +205,6 @@ fn request(question: &Question, manner: Manner) -> Result<DnsRequest, Broken> {
         message.set_edns(edns);
     }
     Ok(DnsRequest::new(message, DnsRequestOptions::default()))
-}
-
-/// Returns the octets of the question section that a reply must repeat.
-fn question_octets(question: &Question) -> Vec<u8> {
-    let mut octets = question.name.as_wire().to_vec();
-    octets.extend_from_slice(&question.qtype.to_be_bytes());
-    octets.extend_from_slice(&question.qclass.to_be_bytes());
-    octets
-}
-
-/// Returns whether `reply` is a response to the question whose octets are `expected`; the id is the caller's.
-///
-/// A server that knows no EDNS may answer FORMERR or NOTIMP with a bare header (RFC 6891 §7); that is let through, as
-/// it can do no more than make us ask once more without EDNS.
-fn is_reply(reply: &[u8], expected: &[u8]) -> bool {
-    const QR: u8 = 0x80;
-    const OPCODE: u8 = 0x78;
-    let Some(header) = reply.first_chunk::<HEADER_LEN>() else {
-        return false;
-    };
-    if header[2] & QR == 0 || header[2] & OPCODE != 0 {
-        return false;
-    }
-    match u16::from_be_bytes([header[4], header[5]]) {
-        0 => is_bare_refusal(reply),
-        1 => {
-            let Some(got) = reply.get(HEADER_LEN..HEADER_LEN + expected.len()) else {
-                return false;
-            };
-            // Length octets are below `A`, so they are compared exactly; type and class must not be folded.
-            let (got_name, got_rest) = got.split_at(got.len() - 4);
-            let (name, rest) = expected.split_at(expected.len() - 4);
-            got_name.eq_ignore_ascii_case(name) && got_rest == rest
-        }
-        _ => false,
-    }
-}
-
-/// Returns whether `reply` is FORMERR or NOTIMP without any section.
-pub(super) fn is_bare_refusal(reply: &[u8]) -> bool {
-    let Some(header) = reply.first_chunk::<HEADER_LEN>() else {
-        return false;
-    };
-    let code = u16::from(header[3] & 0x0f);
-    header[4..] == [0; 8] && (code == rcode::FORMERR || code == rcode::NOTIMP)
-}
-
-/// Returns whether TC is set: the reply was cut to fit.
-pub(super) fn is_truncated(reply: &[u8]) -> bool {
-    reply.get(2).is_some_and(|flags| flags & 0x02 != 0)
 }
 
 /// Wraps a reply so that hickory reads nothing of it but the id; `None` if it has none or is too long to be one.
@@ -352,82 +256,10 @@ impl<S: DnsTcpStream> DnsClientStream for Enveloped<S> {
     }
 }
 
-/// Sends each question from a socket of its own.
-struct Datagrams {
-    addr: SocketAddr,
-    sockets: Arc<Semaphore>,
-    mismatches: IntCounter,
-    is_shutdown: bool,
-}
-
-impl DnsRequestSender for Datagrams {
-    fn send_message(&mut self, request: DnsRequest) -> DnsResponseStream {
-        let (addr, sockets, mismatches) = (self.addr, self.sockets.clone(), self.mismatches.clone());
-        Box::pin(async move {
-            let query = request.to_vec()?;
-            let _open = sockets.acquire_owned().await.map_err(|_| NetError::Busy)?;
-            let reply = ask_datagram(addr, &query, &mismatches).await?;
-            Ok(DnsResponse::from_buffer(reply)?)
-        })
-        .into()
-    }
-
-    fn shutdown(&mut self) {
-        self.is_shutdown = true;
-    }
-
-    fn is_shutdown(&self) -> bool {
-        self.is_shutdown
-    }
-}
-
-/// Always ready: each request drives itself.
-impl Stream for Datagrams {
-    type Item = Result<(), NetError>;
-
-    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(if self.is_shutdown { None } else { Some(Ok(())) })
-    }
-}
-
-/// Asks over one new socket and returns the reply in its envelope.
-///
-/// The system draws the port at random among those meant for this (RFC 6056), passing by what the operator reserved
-/// (`ip_local_reserved_ports`). The socket is connected: the system drops what comes from another address or port,
-/// and reports an ICMP error at once.
-async fn ask_datagram(addr: SocketAddr, query: &[u8], mismatches: &IntCounter) -> Result<Vec<u8>, NetError> {
-    let any: SocketAddr =
-        if addr.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(addr).await?;
-    socket.send(query).await?;
-    let question = query.get(HEADER_LEN..question_end(query)).unwrap_or_default();
-    let mut room = vec![0; DATAGRAM_LEN_MAX];
-    loop {
-        let len = socket.recv(&mut room).await?;
-        let reply = &room[..len];
-        let is_ours = reply.get(..2) == query.get(..2) && is_reply(reply, question);
-        if let Some(envelope) = envelope(reply).filter(|_| is_ours) {
-            return Ok(envelope);
-        }
-        mismatches.inc();
-    }
-}
-
-/// Returns where the one question of our own query ends.
-fn question_end(query: &[u8]) -> usize {
-    let mut at = HEADER_LEN;
-    while let Some(&len) = query.get(at) {
-        at += 1 + usize::from(len);
-        if len == 0 {
-            break;
-        }
-    }
-    (at + 4).min(query.len())
-}
-
 #[cfg(test)]
 mod tests {
+    use hickory_net::proto::op::DnsResponse;
+
     use super::*;
 
     const QUESTION: &[u8] = b"\x01a\x07example\x00\x00\x01\x00\x01";
@@ -481,48 +313,5 @@ mod tests {
         assert_eq!(envelope(&[]), None);
         assert_eq!(envelope(&[1]), None);
         assert_eq!(envelope(&vec![0; 65_536]), None);
-    }
-
-    #[test]
-    fn reply_must_repeat_the_question_but_for_letter_case() {
-        let sound = reply(1, &[192, 0, 2, 1], 0, &[]);
-        assert!(is_reply(&sound, QUESTION));
-        let spoilt = |at: usize, octet: u8| {
-            let mut octets = sound.clone();
-            octets[at] = octet;
-            is_reply(&octets, QUESTION)
-        };
-        assert!(spoilt(13, b'A'));
-        assert!(!spoilt(13, b'b'), "name");
-        assert!(!spoilt(2, 0x01), "QR");
-        assert!(!spoilt(2, 0x89), "opcode");
-        assert!(!spoilt(5, 0) && !spoilt(5, 2), "QDCOUNT");
-        assert!(!spoilt(24, 28), "type");
-        assert!(!spoilt(26, 3), "class");
-        for len in 0..27 {
-            assert!(!is_reply(&sound[..len], QUESTION), "{len} octets");
-        }
-    }
-
-    #[test]
-    fn only_formerr_and_notimp_may_come_without_a_question() {
-        for code in 0..16u8 {
-            let mut header = [0u8; HEADER_LEN];
-            header[2] = 0x80;
-            header[3] = code;
-            assert_eq!(is_reply(&header, QUESTION), code == 1 || code == 4, "rcode {code}");
-            header[11] = 1;
-            assert!(!is_reply(&header, QUESTION));
-        }
-    }
-
-    #[test]
-    fn own_question_is_found_in_our_query() {
-        let name = crate::name::Name::parse("a.example").unwrap();
-        let question = Question { name, qtype: 1, qclass: 1, dnssec_ok: false, checking_disabled: false };
-        let manner = Manner { edns: true, authentic_data: false };
-        let query = request(&question, manner).unwrap().to_vec().unwrap();
-        assert_eq!(&query[HEADER_LEN..question_end(&query)], QUESTION);
-        assert_eq!(question_octets(&question), QUESTION);
     }
 }

@@ -21,10 +21,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::upstream::{Outcome, Peer, Trouble};
+use super::upstream::{Begun, Outcome, Peer, Trouble};
 use super::{Failure, Strategy};
 use crate::clock::Timestamp;
 use crate::wire::{Question, Walked, rcode};
@@ -51,13 +52,26 @@ pub(super) struct Group {
     lingering: Arc<Semaphore>,
 }
 
-/// Whom a question goes to: indices into [`Group::peers`].
+/// How many upstreams a group has at most, commonly: a plan for them takes no allocation.
+const PEERS_USUAL: usize = 4;
+
+/// Indices into [`Group::peers`].
+type Peers = SmallVec<[usize; PEERS_USUAL]>;
+
+/// Whom a question goes to.
 #[derive(Debug, PartialEq, Eq)]
-struct Plan {
+pub(super) struct Plan {
     /// Each upstream once.
-    order: Vec<usize>,
+    order: Peers,
     /// Asked at once beside the first of `order`.
-    probes: Vec<usize>,
+    probes: Peers,
+}
+
+impl Plan {
+    /// Returns the one who is asked at first, if it is only one.
+    pub(super) fn only(&self) -> Option<usize> {
+        if self.probes.is_empty() { self.order.first().copied() } else { None }
+    }
 }
 
 impl Group {
@@ -76,19 +90,52 @@ impl Group {
     /// # Errors
     /// [`Failure`] if no upstream gave any reply that can be passed on.
     pub(super) async fn ask(&self, question: &Question, now: Timestamp, deadline: Instant) -> Result<Walked, Failure> {
-        let plan = self.plan(now);
-        let mut race = Race::new(self, &plan.order, question);
+        self.ask_as_planned(self.plan(now), Arc::new(question.clone()), deadline).await
+    }
+
+    /// Asks as [`Group::ask`] does, after a plan that was made before.
+    ///
+    /// # Errors
+    /// As [`Group::ask`].
+    pub(super) async fn ask_as_planned(
+        &self,
+        plan: Plan,
+        question: Arc<Question>,
+        deadline: Instant,
+    ) -> Result<Walked, Failure> {
+        let mut race = Race::new(self, plan.order, question);
         for probe in plan.probes {
             race.start(probe);
         }
+        // The first try does not wait for the probes.
+        race.next_at = Instant::now();
+        race.run(deadline).await
+    }
+
+    /// Goes on with a question whose first try was begun as planned; it has ended, or its time is over.
+    ///
+    /// # Errors
+    /// As [`Group::ask`].
+    pub(super) async fn go_on(
+        &self,
+        plan: Plan,
+        question: Arc<Question>,
+        begun: Begun,
+        deadline: Instant,
+    ) -> Result<Walked, Failure> {
+        let mut race = Race::new(self, plan.order, question);
+        race.take_over(begun);
         race.run(deadline).await
     }
 
     /// Decides on the order and the probes.
-    fn plan(&self, now: Timestamp) -> Plan {
+    pub(super) fn plan(&self, now: Timestamp) -> Plan {
+        if self.peers.len() == 1 {
+            return Plan { order: SmallVec::from_elem(0, 1), probes: SmallVec::new() };
+        }
         let turn = self.count.fetch_add(1, Ordering::Relaxed);
-        let mut keys = Vec::with_capacity(self.peers.len());
-        let mut probes = Vec::new();
+        let mut keys = SmallVec::<[_; PEERS_USUAL]>::with_capacity(self.peers.len());
+        let mut probes = Peers::new();
         for (at, peer) in self.peers.iter().enumerate() {
             let mut health = peer.health();
             let score = if self.strategy == Strategy::Fastest { health.score() } else { Duration::ZERO };
@@ -99,12 +146,12 @@ impl Group {
             }
         }
         keys.sort_unstable();
-        let order: Vec<usize> = keys.into_iter().map(|(_, _, at)| at).collect();
+        let order: Peers = keys.into_iter().map(|(_, _, at)| at).collect();
         if self.strategy == Strategy::Fastest && order.len() > 1 && turn % EXPLORE_EVERY == EXPLORE_EVERY - 1 {
             probes.push(order[1 + turn / EXPLORE_EVERY % (order.len() - 1)]);
             probes.dedup();
         }
-        probes.retain(|&probe| Some(&probe) != order.first());
+        probes.retain(|probe| Some(&*probe) != order.first());
         Plan { order, probes }
     }
 }
@@ -112,7 +159,7 @@ impl Group {
 /// One question's tries.
 struct Race<'a> {
     group: &'a Group,
-    order: &'a [usize],
+    order: Peers,
     question: Arc<Question>,
     running: FuturesUnordered<Running>,
     /// Of each upstream: how many tries were started.
@@ -139,12 +186,12 @@ struct Ended {
 }
 
 impl<'a> Race<'a> {
-    fn new(group: &'a Group, order: &'a [usize], question: &Question) -> Self {
+    fn new(group: &'a Group, order: Peers, question: Arc<Question>) -> Self {
         let now = Instant::now();
         Self {
             group,
             order,
-            question: Arc::new(question.clone()),
+            question,
             running: FuturesUnordered::new(),
             tries: vec![0; group.peers.len()],
             spent: vec![false; group.peers.len()],
@@ -156,10 +203,22 @@ impl<'a> Race<'a> {
         }
     }
 
+    /// Takes over the first try, begun elsewhere at the first upstream in order.
+    fn take_over(&mut self, begun: Begun) {
+        let peer = self.order.first().copied().unwrap_or_default();
+        let station = &self.group.peers[peer];
+        let patience_end = begun.at + station.patience();
+        self.tries[peer] += 1;
+        self.latest += 1;
+        self.next_at = patience_end;
+        self.patience_end = patience_end;
+        let left = patience_end.saturating_duration_since(Instant::now());
+        let (number, trying) = (self.latest, station.clone().resume(self.question.clone(), begun, left));
+        self.running.push(Box::pin(async move { Ended { number, peer, outcome: trying.await } }));
+    }
+
     /// Runs to the end.
     async fn run(mut self, deadline: Instant) -> Result<Walked, Failure> {
-        // Probes have been started; the first try does not wait for them.
-        self.next_at = Instant::now();
         while Instant::now() < deadline {
             let next = self.next();
             if let Some(peer) = next

@@ -782,7 +782,7 @@ async fn burst_beyond_the_open_sockets_is_answered_whole() {
 #[tokio::test]
 async fn logging_everything_breaks_nothing() {
     // hickory reads its own queries back for its debug log, and panics if it cannot.
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::sink);
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(io::sink);
     let _guard = tracing::subscriber::set_default(subscriber.finish());
     let upstream = scripted::Upstream::start(|asked| asked.fail(rcode::NXDOMAIN)).await;
     for make in [udp, tcp] {

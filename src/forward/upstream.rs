@@ -16,12 +16,14 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::exchange::{Broken, Exchange, Manner, is_bare_refusal, is_truncated};
+use super::exchange::{Broken, Exchange};
 use super::health::Health;
 use super::measure::{Kind, Tally};
+use super::message::{Manner, is_bare_refusal, is_truncated};
+use super::udp::{Datagrams, Leaves, Reader};
 use super::{Protocol, Upstream, UpstreamStatus};
 use crate::clock::Clock;
 use crate::wire::{Question, Rules, Walked, rcode, walk};
@@ -57,8 +59,9 @@ pub(super) struct Setting {
     pub(super) rules: Rules,
     /// Its metrics.
     pub(super) tally: Tally,
-    /// The bound on its open UDP sockets.
-    pub(super) sockets: Arc<Semaphore>,
+    /// The bound on its open UDP sockets, and who reads them; with [`Protocol::Udp`] only.
+    pub(super) sockets_max: usize,
+    pub(super) reader: Option<Arc<Reader>>,
     /// Where stamps come from.
     pub(super) clock: Clock,
 }
@@ -71,7 +74,8 @@ pub(super) struct Peer {
     /// Tries begun and replies that were of use.
     asked: AtomicU64,
     answered: AtomicU64,
-    datagrams: Mutex<Option<Exchange>>,
+    /// With [`Protocol::Udp`] only.
+    datagrams: Option<Datagrams>,
     connection: Mutex<Option<Connecting>>,
 }
 
@@ -81,13 +85,15 @@ type Connecting = Shared<BoxFuture<'static, Result<Exchange, Broken>>>;
 impl Peer {
     /// Makes an upstream that was never asked.
     pub(super) fn new(upstream: Upstream, setting: Setting) -> Self {
+        let mismatches = setting.tally.failures(Kind::Mismatch).clone();
+        let ports = |reader| Datagrams::new(upstream.addr, setting.sockets_max, mismatches, reader);
         Self {
+            datagrams: setting.reader.clone().map(ports),
             upstream,
             setting,
             health: Mutex::default(),
             asked: AtomicU64::new(0),
             answered: AtomicU64::new(0),
-            datagrams: Mutex::new(None),
             connection: Mutex::new(None),
         }
     }
@@ -134,7 +140,49 @@ impl Peer {
     pub(super) async fn attempt(self: Arc<Self>, question: Arc<Question>, patience: Duration) -> Outcome {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let heard = self.health().heard();
-        let mut asking = std::pin::pin!(self.ask_with_or_without_edns(&question));
+        self.follow(&question, None, heard, patience).await
+    }
+
+    /// Goes on with a try that was begun elsewhere; `patience` is what is left of it.
+    pub(super) async fn resume(self: Arc<Self>, question: Arc<Question>, begun: Begun, patience: Duration) -> Outcome {
+        let heard = begun.heard;
+        self.follow(&question, Some(begun), heard, patience).await
+    }
+
+    /// Begins a try over UDP whose reply `hope` is told of; `None` if that is not how this upstream is asked.
+    ///
+    /// The try is to be ended by [`Peer::answer_of`], or by [`Peer::resume`] with what [`Peer::begin`] gave before.
+    pub(super) fn begin(&self) -> Option<(&Datagrams, Manner, u64)> {
+        let datagrams = self.datagrams.as_ref()?;
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let (edns, heard) = {
+            let health = self.health();
+            (health.knows_edns(self.setting.clock.now()), health.heard())
+        };
+        Some((datagrams, self.manner(edns), heard))
+    }
+
+    /// Returns the answer in a reply if nothing is left to do: whole, sound and final. Notes it only then.
+    pub(super) fn answer_of(&self, reply: &[u8], question: &Question, latency: Duration) -> Option<Walked> {
+        if is_truncated(reply) {
+            return None;
+        }
+        let walked = walk(reply, question, &self.setting.rules).ok().filter(is_final)?;
+        self.setting.tally.seconds.observe(latency.as_secs_f64());
+        let was_down = {
+            let mut health = self.health();
+            health.served(true);
+            health.answered(latency)
+        };
+        if was_down {
+            self.tell_recovery();
+        }
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        Some(walked)
+    }
+
+    async fn follow(&self, question: &Arc<Question>, begun: Option<Begun>, heard: u64, patience: Duration) -> Outcome {
+        let mut asking = std::pin::pin!(self.ask_with_or_without_edns(question, begun));
         let result = match tokio::time::timeout(patience, &mut asking).await {
             Ok(result) => result,
             Err(_) => {
@@ -146,13 +194,14 @@ impl Peer {
     }
 
     /// Asks with EDNS unless it is known to refuse it, and once without if it refuses now (RFC 6891 §7).
-    async fn ask_with_or_without_edns(&self, question: &Question) -> Result<Walked, Reason> {
-        let edns = self.health().knows_edns(self.setting.clock.now());
-        let first = self.ask_and_walk(question, edns).await;
+    async fn ask_with_or_without_edns(&self, question: &Arc<Question>, begun: Option<Begun>) -> Result<Walked, Reason> {
+        let edns =
+            begun.as_ref().map_or_else(|| self.health().knows_edns(self.setting.clock.now()), |begun| begun.edns);
+        let first = self.ask_and_walk(question, edns, begun).await;
         if !edns || !is_edns_refusal(&first) {
             return first;
         }
-        let second = self.ask_and_walk(question, false).await;
+        let second = self.ask_and_walk(question, false, None).await;
         if second.is_ok() && !is_edns_refusal(&second) {
             self.health().refused_edns(self.setting.clock.now());
             return second;
@@ -162,9 +211,8 @@ impl Peer {
     }
 
     /// Gets a reply, walks it, and measures it.
-    async fn ask_and_walk(&self, question: &Question, edns: bool) -> Result<Walked, Reason> {
-        let manner = Manner { edns, authentic_data: self.setting.rules.trust_ad };
-        let (reply, latency) = self.ask(question, manner).await?;
+    async fn ask_and_walk(&self, question: &Arc<Question>, edns: bool, begun: Option<Begun>) -> Result<Walked, Reason> {
+        let (reply, latency) = self.ask(question, self.manner(edns), begun).await?;
         self.note_reply(latency);
         if is_bare_refusal(&reply) {
             return Err(Reason::BareRefusal);
@@ -173,19 +221,33 @@ impl Peer {
         if walked.truncated { Err(Reason::Malformed) } else { Ok(walked) }
     }
 
+    fn manner(&self, edns: bool) -> Manner {
+        Manner { edns, authentic_data: self.setting.rules.trust_ad }
+    }
+
     /// Gets a whole reply over the upstream's protocol, and the time it took without connecting.
-    async fn ask(&self, question: &Question, manner: Manner) -> Result<(Vec<u8>, Duration), Reason> {
-        if self.upstream.protocol == Protocol::Udp {
-            let begun = Instant::now();
-            let reply = self.datagrams().ask(question, manner).await?;
-            if !is_truncated(&reply) {
-                return Ok((reply, begun.elapsed()));
+    async fn ask(
+        &self,
+        question: &Arc<Question>,
+        manner: Manner,
+        begun: Option<Begun>,
+    ) -> Result<(Vec<u8>, Duration), Reason> {
+        let Some(datagrams) = &self.datagrams else {
+            return self.ask_connected(question, manner).await;
+        };
+        let (reply, latency) = match begun {
+            Some(begun) => begun.reply().await?,
+            None => {
+                let begun = Instant::now();
+                (datagrams.ask(question, manner).await?, begun.elapsed())
             }
-            self.note_reply(begun.elapsed());
-            // The upstream is well, only its TCP is not; what is cut is never used, for nobody could tell it from whole.
-            return self.ask_connected(question, manner).await.map_err(|_| Reason::Truncated);
+        };
+        if !is_truncated(&reply) {
+            return Ok((reply, latency));
         }
-        self.ask_connected(question, manner).await
+        self.note_reply(latency);
+        // The upstream is well, only its TCP is not; what is cut is never used, for nobody could tell it from whole.
+        self.ask_connected(question, manner).await.map_err(|_| Reason::Truncated)
     }
 
     /// Asks over the connection; once more over a new one if it closes first.
@@ -201,18 +263,6 @@ impl Peer {
             exchange.retire();
         }
         Err(last.map_or(Reason::Malformed, Reason::Broken))
-    }
-
-    /// Returns the UDP exchange, made anew if its task has ended.
-    fn datagrams(&self) -> Exchange {
-        let mut datagrams = self.datagrams.lock();
-        match &*datagrams {
-            Some(exchange) if !exchange.is_over() => exchange.clone(),
-            _ => {
-                let made = Exchange::udp(self.upstream.addr, self.setting.sockets.clone(), self.mismatches());
-                datagrams.insert(made).clone()
-            }
-        }
     }
 
     /// Returns the kept connection, the one being made, or a new one.
@@ -258,8 +308,12 @@ impl Peer {
     fn note_reply(&self, latency: Duration) {
         self.setting.tally.seconds.observe(latency.as_secs_f64());
         if self.health().answered(latency) {
-            tracing::info!(upstream = %self.upstream, "upstream answers again");
+            self.tell_recovery();
         }
+    }
+
+    fn tell_recovery(&self) {
+        tracing::info!(upstream = %self.upstream, "upstream answers again");
     }
 
     /// Notes that a try got nothing within its patience.
@@ -308,6 +362,39 @@ impl Peer {
     fn note_broken(&self, error: String) {
         if self.health().broke(error.clone(), self.setting.clock.now()) {
             tracing::warn!(upstream = %self.upstream, %error, "upstream cannot be reached");
+        }
+    }
+}
+
+/// A try over UDP that was begun without a task of its own.
+pub(super) struct Begun {
+    /// Whether it was asked with EDNS.
+    pub(super) edns: bool,
+    /// What [`Health::heard`] said when it began.
+    pub(super) heard: u64,
+    /// When it began.
+    pub(super) at: Instant,
+    /// What has come of it.
+    pub(super) so_far: SoFar,
+}
+
+/// What has come of a try.
+pub(super) enum SoFar {
+    /// A reply, and when; or the news that there is none.
+    Ended(Result<(Vec<u8>, Duration), Broken>),
+    /// Nothing yet.
+    Waiting(oneshot::Receiver<Result<Vec<u8>, Broken>>, Leaves),
+}
+
+impl Begun {
+    /// Waits for the reply, if it has not come.
+    async fn reply(self) -> Result<(Vec<u8>, Duration), Broken> {
+        match self.so_far {
+            SoFar::Ended(result) => result,
+            SoFar::Waiting(reply, _leaves) => match reply.await {
+                Ok(reply) => Ok((reply?, self.at.elapsed())),
+                Err(_) => Err(Broken("the socket was closed".to_owned())),
+            },
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
 use super::meter::Dropped;
 use super::{Access, Meter};
 use crate::clock::Clock;
@@ -58,6 +60,19 @@ impl Front {
         if let Seen::Question(view) = wire::see(packet, transport) {
             self.pipeline.resolve(&view, transport, client, out).await;
         }
+    }
+
+    /// Does as [`Front::slow`] without a task where none is needed: `tell` gets the reply, maybe on another thread. It
+    /// must not block.
+    pub fn slow_then(
+        &self,
+        packet: &[u8],
+        transport: Transport,
+        client: IpAddr,
+        runtime: &Handle,
+        tell: impl FnOnce(&[u8]) + Send + 'static,
+    ) {
+        self.pipeline.resolve_then(packet, transport, client, runtime, tell);
     }
 
     /// Who may not ask is told only that, not even the minimal answer to ANY.

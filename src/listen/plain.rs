@@ -4,10 +4,12 @@
 //! its own with a copy of the datagram, so that it delays nobody. Tasks are bounded: beyond the bound a question is
 //! dropped and counted, and the client's own retry finds the answer in the cache.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::UdpSocket;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -59,17 +61,25 @@ impl Plain {
         }
     }
 
-    /// Has a miss answered by a task of its own.
+    /// Has a miss answered: where the upstream's reply is read, as a rule.
     fn wait_for(&self, datagram: &[u8], client: SocketAddr, socket: &Arc<UdpSocket>) {
         let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
             return self.front.meter.dropped(Dropped::Overload);
         };
-        let (front, datagram, socket) = (self.front.clone(), datagram.to_vec(), Arc::clone(socket));
-        tokio::spawn(async move {
-            let mut out = Vec::new();
-            front.slow(&datagram, Transport::Udp, client.ip(), &mut out).await;
-            send(&socket, &out, client).await;
-            drop(permit);
+        let (socket, runtime) = (Arc::clone(socket), Handle::current());
+        self.front.slow_then(datagram, Transport::Udp, client.ip(), &runtime.clone(), move |reply| {
+            match socket.try_send_to(reply, client) {
+                // The system has no room for the moment.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let reply = reply.to_vec();
+                    runtime.spawn(async move {
+                        send(&socket, &reply, client).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => tracing::debug!("sending to a UDP client: {error}"),
+                Ok(_) => drop(permit),
+            }
         });
     }
 }
