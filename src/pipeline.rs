@@ -17,6 +17,7 @@
 //! asking an upstream. An answer that could not be programmed in time is told with TTLs of one second and takes the
 //! slow way again.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -54,8 +55,10 @@ const FAILURE_SECS: u32 = 2;
 /// What an answer is told with while its addresses are not in the set: the client comes back for the rest soon.
 const UNPROGRAMMED_TTL_SECS: u32 = 1;
 
-/// Room for a reply to begin with.
-const REPLY_LEN_USUAL: usize = 512;
+thread_local! {
+    /// Room for the reply that is being told. Telling does not wait, and asks nothing in its turn.
+    static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Address types, whose cached answers must be learned once their name becomes a followed target.
 const ADDRESS_TYPES: [u16; 2] = [wire::rtype::A, wire::rtype::AAAA];
@@ -156,8 +159,7 @@ struct Shared {
 
 /// One question on its way.
 struct Flight<S: FnOnce(Passengers)> {
-    question: Question,
-    key: Key,
+    question: Arc<Question>,
     client: IpAddr,
     /// Whom it is put to.
     upstreams: Arc<Forward>,
@@ -271,14 +273,13 @@ impl Pipeline {
 
     /// Joins the flight of a question, or starts it.
     fn set_out(&self, question: Question, client: IpAddr, passenger: Passenger, runtime: &Handle) {
-        let key = Key::of(&question);
-        let pipeline = self.clone();
-        match self.0.flights.board(&key, passenger, move |left| pipeline.apologize(left)) {
+        let (question, pipeline) = (Arc::new(question), self.clone());
+        match self.0.flights.board(&question, passenger, move |left| pipeline.apologize(left)) {
             Boarding::Follow => {}
             Boarding::Full(left) => self.apologize(Passengers::from_iter([left])),
             Boarding::Lead(leader) => {
                 let upstreams = Arc::clone(self.0.current.load().forward());
-                self.fly(Flight { question, key, client, upstreams, runtime: runtime.clone(), leader });
+                self.fly(Flight { question, client, upstreams, runtime: runtime.clone(), leader });
             }
         }
     }
@@ -287,7 +288,8 @@ impl Pipeline {
     fn fly<S: FnOnce(Passengers) + Send + 'static>(&self, flight: Flight<S>) {
         let Shared { cache, clock, current, meter, .. } = &*self.0;
         let (now, pipeline, runtime) = (clock.now(), self.clone(), flight.runtime.clone());
-        match cache.find(flight.key.as_bytes()).filter(|entry| entry.is_fresh(now)) {
+        let cached = cache.find(KeyBuf::new().fill_of(&flight.question));
+        match cached.filter(|entry| entry.is_fresh(now)) {
             // Came in between, by the flight before this one.
             Some(entry) if entry.mark.programmed && entry.mark.generation == current.load().generation => {
                 meter.hits.inc();
@@ -301,13 +303,15 @@ impl Pipeline {
                 meter.misses.inc();
                 match self.own_answer(&flight.question) {
                     Some(answer) => pipeline.arrived(flight, answer, Facts::default()),
-                    None => Arc::clone(&flight.upstreams).ask_then(flight.question.clone(), &runtime, move |result| {
-                        let (answer, facts) = match result {
-                            Ok(walked) => (walked.answer, walked.facts),
-                            Err(failure) => (failed(&flight.question, failure.ede()), Facts::default()),
-                        };
-                        pipeline.arrived(flight, answer, facts);
-                    }),
+                    None => {
+                        Arc::clone(&flight.upstreams).ask_then(Arc::clone(&flight.question), &runtime, move |result| {
+                            let (answer, facts) = match result {
+                                Ok(walked) => (walked.answer, walked.facts),
+                                Err(failure) => (failed(&flight.question, failure.ede()), Facts::default()),
+                            };
+                            pipeline.arrived(flight, answer, facts);
+                        })
+                    }
                 }
             }
         }
@@ -339,10 +343,10 @@ impl Pipeline {
 
     /// Keeps an answer and tells it to all who wait for it.
     fn deliver<S: FnOnce(Passengers)>(&self, flight: Flight<S>, entry: Entry) {
-        let Flight { question, key, upstreams, leader, .. } = flight;
+        let Flight { question, upstreams, leader, .. } = flight;
         let entry = Arc::new(entry);
         if entry.lifetime_secs > 0 {
-            self.keep(&question, key, &entry, &upstreams);
+            self.keep(&question, &entry, &upstreams);
         }
         self.tell(leader.land(), &entry);
     }
@@ -373,9 +377,10 @@ impl Pipeline {
         let Packet { octets, transport, tell } = packet;
         // The same octets gave a question before.
         if let Seen::Question(view) = wire::see(&octets, transport) {
-            let mut out = Vec::with_capacity(REPLY_LEN_USUAL);
-            write(&view, transport, &mut out);
-            tell(&out);
+            REPLY.with_borrow_mut(|out| {
+                write(&view, transport, out);
+                tell(out);
+            });
         }
     }
 
@@ -466,13 +471,13 @@ impl Pipeline {
 
     /// Puts an entry into the cache, unless its name became a followed target while it was on its way, or others than
     /// `upstreams` are asked now. Both are looked at afterwards: what changes later finds the entry there and drops it.
-    fn keep(&self, question: &Question, key: Key, entry: &Arc<Entry>, upstreams: &Arc<Forward>) {
+    fn keep(&self, question: &Question, entry: &Arc<Entry>, upstreams: &Arc<Forward>) {
         let Shared { cache, learner, clock, current, .. } = &*self.0;
-        cache.insert(key.clone(), Arc::clone(entry));
+        cache.insert(Key::of(question), Arc::clone(entry));
         let was_not_learned = !entry.mark.is_learned && ADDRESS_TYPES.contains(&question.qtype);
         let is_followed = was_not_learned && learner.followed(&question.name, clock.now()).is_some();
         if is_followed || !Arc::ptr_eq(upstreams, current.load().forward()) {
-            cache.remove(key.as_bytes());
+            cache.remove(KeyBuf::new().fill_of(question));
         }
     }
 }

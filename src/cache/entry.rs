@@ -76,9 +76,7 @@ pub struct Key(Box<[u8]>);
 impl Key {
     /// Makes the key of a question.
     pub fn of(question: &Question) -> Self {
-        let mut buf = KeyBuf::new();
-        let flags = (question.dnssec_ok, question.checking_disabled);
-        Self(buf.fill(question.qtype, flags, question.name.as_wire()).into())
+        Self(KeyBuf::new().fill_of(question).into())
     }
 
     /// Returns the octets, as [`KeyBuf::fill`] makes them.
@@ -100,6 +98,12 @@ impl KeyBuf {
     /// Makes an empty buffer.
     pub fn new() -> Self {
         Self([0; KEY_LEN_MAX])
+    }
+
+    /// Writes the key of a question.
+    pub fn fill_of(&mut self, question: &Question) -> &[u8] {
+        let flags = (question.dnssec_ok, question.checking_disabled);
+        self.fill(question.qtype, flags, question.name.as_wire())
     }
 
     /// Writes the key of a lower-case name in wire form; `flags` are DO and CD. A longer name than 255 octets is cut.

@@ -3,17 +3,17 @@
 //! [`Forward::ask`] takes a question and returns what an upstream answered, walked and unchanged: any rcode, negative
 //! answers, unknown types, all sections, the EDEs. The deepest [`Route`] that covers the name picks the group of
 //! upstreams, the group whom to ask and when the next (`group`), the upstream how (`upstream`: connections, EDNS,
-//! truncation; `health`: who is down and how fast the others are), the transports carry octets (`udp`, `exchange`).
+//! truncation; `health`: who is down and how fast the others are), the transports carry octets (`udp`, `connection`).
 //!
 //! ```text
-//! Forward::ask ─▶ waiting ─▶ route ─▶ Group::ask ─ race of tries ─▶ Peer::attempt ─┬▶ Datagrams ─▶ wire::walk
-//! Forward::ask_then ── one UDP upstream to ask ──▶ Datagrams ─▶ wire::walk          └▶ Exchange ──▶ wire::walk
+//! Forward::ask ─▶ waiting ─▶ route ─▶ Group::ask ─ race of tries ─▶ Peer::attempt ─┬▶ Datagrams ──▶ wire::walk
+//! Forward::ask_then ── one upstream to ask, and a way to it ──▶ Hope ──────────────┴▶ Connection ─▶ wire::walk
 //!        └─ anything else, now or later ──▶ the race
 //! ```
 //!
-//! [`Forward::ask_then`] is for the many questions that one upstream answers over UDP at the first try: no task, no
-//! timer, and what follows happens where the reply was read (`quick`). Whatever else comes up goes over to the race,
-//! the try that was begun included.
+//! [`Forward::ask_then`] is for the many questions that one upstream answers at the first try: no task, no timer, and
+//! what follows happens where the reply was read (`quick`). Whatever else comes up goes over to the race, the try that
+//! was begun included.
 //!
 //! What is asked upstream: the question with RD and a fresh random id, CD as the client set it, and one OPT of our
 //! own with DO as the client set it, 1232 octets and no option; nothing else of the client's query. AD is set when
@@ -23,9 +23,10 @@
 //! tries per upstream; UDP sockets at most half of what the process may open, in equal shares. Dropping the future of
 //! an `ask` gives up its tries. A question that fails does so with a [`Failure`], each of which has its EDE (RFC 8914).
 
-mod exchange;
+mod connection;
 mod group;
 mod health;
+mod hopes;
 mod measure;
 mod message;
 mod quick;
@@ -333,7 +334,7 @@ impl Forward {
     pub async fn ask(&self, question: &Question) -> Result<Walked, Failure> {
         let deadline = Instant::now() + self.timeout;
         let seat = self.waiting.enter();
-        let asking = self.group(&question.name).ask(question, self.clock.now(), deadline);
+        let asking = self.group(&question.name).ask(question, &self.clock, deadline);
         tokio::select! {
             biased;
             result = asking => result,
@@ -432,7 +433,7 @@ impl Maker {
             .enumerate()
             .map(|(at, upstream)| Ok(Arc::new(self.peer(format!("{place}-{}", at + 1), upstream)?)))
             .collect::<Result<_, OptionsError>>()?;
-        Ok(Arc::new(Group::new(peers, self.strategy, self.lingering.clone())))
+        Ok(Arc::new(Group::new(peers, self.strategy, self.lingering.clone(), self.metrics.hedges.clone())))
     }
 
     fn peer(&self, place: String, upstream: Upstream) -> Result<Peer, OptionsError> {

@@ -1,7 +1,7 @@
-//! The short way of a question: one upstream, over UDP, answered at the first try.
+//! The short way of a question: one upstream, over UDP or a connection that stands, answered at the first try.
 //!
-//! No task and no timer are made for it. Whoever asks sends the datagram; the reader of replies walks the answer and
-//! goes on with what follows. What turns out to be more (a failure reply, a cut or malformed one, EDNS trouble,
+//! No task and no timer are made for it. Whoever asks sends it; whoever reads the reply walks the answer and goes on
+//! with what follows. What turns out to be more (a failure reply, a cut or malformed one, EDNS trouble,
 //! silence, a socket that failed) goes over to a race of tries in a task, with the try that was begun as its first.
 
 use std::sync::Arc;
@@ -9,25 +9,24 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::exchange::Broken;
 use super::group::{Group, Plan};
-use super::udp::{Courier, Hope, Leaves, Place};
+use super::hopes::{Broken, Courier, Hope, Leaves, Place};
 use super::upstream::{Begun, SoFar};
 use super::waiting::Seat;
 use super::{Failure, Forward};
 use crate::wire::{Question, Walked};
 
 impl Forward {
-    /// Does as [`Forward::ask`], and calls `then` with what came of it: from here, from the thread that reads replies,
-    /// or from a task on `runtime`. It must not block.
+    /// Does as [`Forward::ask`], and calls `then` with what came of it: from here, from where the reply is read, or from
+    /// a task on `runtime`. It must not block.
     pub fn ask_then(
         &self,
-        question: Question,
+        question: Arc<Question>,
         runtime: &Handle,
         then: impl FnOnce(Result<Walked, Failure>) + Send + 'static,
     ) {
         let group = self.group(&question.name);
-        let (plan, question) = (group.plan(self.clock.now()), Arc::new(question));
+        let plan = group.plan(&self.clock);
         let (at, seat) = (Instant::now(), self.waiting.enter());
         let asking = Asking {
             group: Arc::clone(group),
@@ -63,13 +62,15 @@ impl<F: FnOnce(Result<Walked, Failure>) + Send + 'static> Asking<F> {
     fn begin(mut self) {
         let group = Arc::clone(&self.group);
         let first = self.plan.only().map(|at| &group.peers()[at]);
-        let Some((peer, (datagrams, manner, heard))) = first.and_then(|peer| Some((peer, peer.begin()?))) else {
+        let Some((peer, way)) = first.and_then(|peer| Some((peer, peer.way()?))) else {
             return self.race(None);
         };
+        let (manner, heard) = peer.begin();
         (self.edns, self.heard) = (manner.edns, heard);
-        let (question, due) = (self.question.clone(), self.at + peer.patience());
+        let patience = group.hedge_after(self.plan.order()).unwrap_or_else(|| peer.patience());
+        let (question, due) = (self.question.clone(), self.at + patience);
         let (waiting, number) = (Arc::clone(self.seat.waiting()), self.seat.number());
-        if let Some(place) = datagrams.send(&question, manner, Some(due), Box::new(self)) {
+        if let Some(place) = way.send(&question, manner, due, Box::new(self)) {
             waiting.notify_at(number, place);
         }
     }

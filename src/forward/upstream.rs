@@ -19,11 +19,12 @@ use rustls::pki_types::ServerName;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::exchange::{Broken, Exchange};
+use super::connection::Connection;
 use super::health::Health;
+use super::hopes::{Broken, Hope, Leaves, Place};
 use super::measure::{Kind, Tally};
 use super::message::{Manner, is_bare_refusal, is_truncated};
-use super::udp::{Datagrams, Leaves, Reader};
+use super::udp::{Datagrams, Reader};
 use super::{Protocol, Upstream, UpstreamStatus};
 use crate::clock::Clock;
 use crate::wire::{Question, Rules, Walked, rcode, walk};
@@ -80,7 +81,7 @@ pub(super) struct Peer {
 }
 
 /// A connection, or the wait for one, shared by all who need it.
-type Connecting = Shared<BoxFuture<'static, Result<Exchange, Broken>>>;
+type Connecting = Shared<BoxFuture<'static, Result<Connection, Broken>>>;
 
 impl Peer {
     /// Makes an upstream that was never asked.
@@ -121,6 +122,12 @@ impl Peer {
         if self.upstream.protocol == Protocol::Udp || self.is_connected() { patience } else { patience.max(CONNECTING) }
     }
 
+    /// Returns how long a question put to it waits before it is hedged, if it is to be.
+    pub(super) fn hedge_after(&self) -> Option<Duration> {
+        let hedge_after = self.health().hedge_after();
+        hedge_after.filter(|_| self.upstream.protocol == Protocol::Udp || self.is_connected())
+    }
+
     /// Returns what a status page tells.
     pub(super) fn status(&self) -> UpstreamStatus {
         let health = self.health();
@@ -149,17 +156,22 @@ impl Peer {
         self.follow(&question, Some(begun), heard, patience).await
     }
 
-    /// Begins a try over UDP whose reply `hope` is told of; `None` if that is not how this upstream is asked.
+    /// Returns how it can be asked without a wait: over UDP, or over a connection that stands.
+    pub(super) fn way(&self) -> Option<Way<'_>> {
+        match &self.datagrams {
+            Some(datagrams) => Some(Way::Datagrams(datagrams)),
+            None => self.connected().map(Way::Connection),
+        }
+    }
+
+    /// Notes that a try begins without a task; returns how it is put, and what [`Health::heard`] says.
     ///
-    /// The try is to be ended by [`Peer::answer_of`], or by [`Peer::resume`] with what [`Peer::begin`] gave before.
-    pub(super) fn begin(&self) -> Option<(&Datagrams, Manner, u64)> {
-        let datagrams = self.datagrams.as_ref()?;
+    /// The try is ended by [`Peer::answer_of`], or by [`Peer::resume`] with what was returned here.
+    pub(super) fn begin(&self) -> (Manner, u64) {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let (edns, heard) = {
-            let health = self.health();
-            (health.knows_edns(self.setting.clock.now()), health.heard())
-        };
-        Some((datagrams, self.manner(edns), heard))
+        let health = self.health();
+        let edns = health.never_refused_edns() || health.knows_edns(self.setting.clock.now());
+        (self.manner(edns), health.heard())
     }
 
     /// Returns the answer in a reply if nothing is left to do: whole, sound and final. Notes it only then.
@@ -183,6 +195,10 @@ impl Peer {
 
     async fn follow(&self, question: &Arc<Question>, begun: Option<Begun>, heard: u64, patience: Duration) -> Outcome {
         let mut asking = std::pin::pin!(self.ask_with_or_without_edns(question, begun));
+        if patience.is_zero() {
+            self.note_silence(heard);
+            return self.judge(asking.await);
+        }
         let result = match tokio::time::timeout(patience, &mut asking).await {
             Ok(result) => result,
             Err(_) => {
@@ -233,7 +249,7 @@ impl Peer {
         begun: Option<Begun>,
     ) -> Result<(Vec<u8>, Duration), Reason> {
         let Some(datagrams) = &self.datagrams else {
-            return self.ask_connected(question, manner).await;
+            return self.ask_connected(question, manner, begun).await;
         };
         let (reply, latency) = match begun {
             Some(begun) => begun.reply().await?,
@@ -247,22 +263,43 @@ impl Peer {
         }
         self.note_reply(latency);
         // The upstream is well, only its TCP is not; what is cut is never used, for nobody could tell it from whole.
-        self.ask_connected(question, manner).await.map_err(|_| Reason::Truncated)
+        self.ask_connected(question, manner, None).await.map_err(|_| Reason::Truncated)
     }
 
     /// Asks over the connection; once more over a new one if it closes first.
-    async fn ask_connected(&self, question: &Question, manner: Manner) -> Result<(Vec<u8>, Duration), Reason> {
+    async fn ask_connected(
+        &self,
+        question: &Arc<Question>,
+        manner: Manner,
+        mut begun: Option<Begun>,
+    ) -> Result<(Vec<u8>, Duration), Reason> {
         let mut last = None;
         for _ in 0..2 {
-            let exchange = self.connect().await?;
-            let begun = Instant::now();
-            match exchange.ask(question, manner).await {
-                Ok(reply) => return Ok((reply, begun.elapsed())),
+            let result = match begun.take() {
+                Some(begun) => begun.reply().await,
+                None => self.ask_once_connected(question, manner).await?,
+            };
+            match result {
+                Ok(reply) => return Ok(reply),
                 Err(broken) => last = Some(broken),
             }
-            exchange.retire();
         }
         Err(last.map_or(Reason::Malformed, Reason::Broken))
+    }
+
+    /// Asks over the connection that stands or is made for it; not having one is another error than losing it.
+    async fn ask_once_connected(
+        &self,
+        question: &Arc<Question>,
+        manner: Manner,
+    ) -> Result<Result<(Vec<u8>, Duration), Broken>, Broken> {
+        let connection = self.connect().await?;
+        let begun = Instant::now();
+        let result = connection.ask(question, manner).await.map(|reply| (reply, begun.elapsed()));
+        if result.is_err() {
+            connection.retire();
+        }
+        Ok(result)
     }
 
     /// Returns the kept connection, the one being made, or a new one.
@@ -270,7 +307,7 @@ impl Peer {
         let mut connection = self.connection.lock();
         if let Some(kept) = &*connection {
             // Still connecting, or connected and usable.
-            if kept.peek().is_none_or(|made| made.as_ref().is_ok_and(|exchange| !exchange.is_over())) {
+            if kept.peek().is_none_or(|made| made.as_ref().is_ok_and(|connection| !connection.is_over())) {
                 return kept.clone();
             }
         }
@@ -282,18 +319,18 @@ impl Peer {
         let (addr, mismatches, tls) = (self.upstream.addr, self.mismatches(), self.setting.tls.clone());
         let task = tokio::spawn(async move {
             match tls {
-                Some((name, config)) => Exchange::tls(addr, name, config, mismatches).await,
-                None => Exchange::tcp(addr, mismatches).await,
+                Some((name, config)) => Connection::tls(addr, name, config, mismatches).await,
+                None => Connection::tcp(addr, mismatches).await,
             }
         });
         async move { task.await.unwrap_or_else(|_| Err(Broken("the runtime is ending".to_owned()))) }.boxed().shared()
     }
 
     /// Returns the connection if it stands.
-    fn connected(&self) -> Option<Exchange> {
-        let connection = self.connection.lock();
-        let exchange = connection.as_ref()?.peek()?.as_ref().ok()?;
-        (!exchange.is_over()).then(|| exchange.clone())
+    fn connected(&self) -> Option<Connection> {
+        let kept = self.connection.lock();
+        let connection = kept.as_ref()?.peek()?.as_ref().ok()?;
+        (!connection.is_over()).then(|| connection.clone())
     }
 
     fn is_connected(&self) -> bool {
@@ -328,8 +365,8 @@ impl Peer {
             tracing::warn!(upstream = %self.upstream, "upstream does not answer");
         }
         // The path of a connection may have died unseen; what waits on it goes on waiting.
-        if silent && let Some(exchange) = self.connected() {
-            exchange.retire();
+        if silent && let Some(connection) = self.connected() {
+            connection.retire();
         }
     }
 
@@ -366,7 +403,31 @@ impl Peer {
     }
 }
 
-/// A try over UDP that was begun without a task of its own.
+/// How an upstream can be asked without a wait.
+pub(super) enum Way<'a> {
+    /// Over UDP.
+    Datagrams(&'a Datagrams),
+    /// Over a connection that stands.
+    Connection(Connection),
+}
+
+impl Way<'_> {
+    /// Sends a question; see [`Datagrams::send`] and [`Connection::send`].
+    pub(super) fn send(
+        &self,
+        question: &Arc<Question>,
+        manner: Manner,
+        due: Instant,
+        hope: Box<dyn Hope>,
+    ) -> Option<Place> {
+        match self {
+            Self::Datagrams(datagrams) => datagrams.send(question, manner, Some(due), hope),
+            Self::Connection(connection) => connection.send(question, manner, Some(due), hope),
+        }
+    }
+}
+
+/// A try that was begun without a task of its own.
 pub(super) struct Begun {
     /// Whether it was asked with EDNS.
     pub(super) edns: bool,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::udp::Place;
+use super::hopes::Place;
 
 /// The seats; entering is never refused.
 #[derive(Debug)]

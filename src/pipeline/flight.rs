@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use crate::cache::{Entry, Key};
-use crate::wire::Transport;
+use crate::cache::Entry;
+use crate::wire::{Question, Transport};
 
 /// The most questions on their way at once; one more is answered with SERVFAIL.
 const FLIGHTS_MAX: usize = 16_384;
@@ -40,7 +40,7 @@ pub(super) type Passengers = SmallVec<[Passenger; 1]>;
 
 /// The questions on their way.
 #[derive(Default)]
-pub(super) struct Flights(Mutex<HashMap<Key, Passengers, foldhash::fast::RandomState>>);
+pub(super) struct Flights(Mutex<HashMap<Arc<Question>, Passengers, foldhash::fast::RandomState>>);
 
 /// How a question travels.
 pub(super) enum Boarding<S: FnOnce(Passengers)> {
@@ -54,32 +54,32 @@ pub(super) enum Boarding<S: FnOnce(Passengers)> {
 
 /// The duty to answer; dropping it without [`Leader::land`] leaves those who wait to `sorry`.
 pub(super) struct Leader<S: FnOnce(Passengers)> {
-    key: Key,
+    question: Arc<Question>,
     flights: Arc<Flights>,
     /// Gone once it has landed.
     sorry: Option<S>,
 }
 
 impl Flights {
-    /// Joins the question of `key`, or starts it; `sorry` gets its passengers if its leader fails.
-    pub(super) fn board<S>(self: &Arc<Self>, key: &Key, passenger: Passenger, sorry: S) -> Boarding<S>
+    /// Joins the flight of `question`, or starts it; `sorry` gets its passengers if its leader fails.
+    pub(super) fn board<S>(self: &Arc<Self>, question: &Arc<Question>, passenger: Passenger, sorry: S) -> Boarding<S>
     where
         S: FnOnce(Passengers),
     {
         let mut flights = self.0.lock();
-        if let Some(aboard) = flights.get_mut(key) {
+        if let Some(aboard) = flights.get_mut(question) {
             aboard.push(passenger);
             return Boarding::Follow;
         }
         if flights.len() >= FLIGHTS_MAX {
             return Boarding::Full(passenger);
         }
-        flights.insert(key.clone(), SmallVec::from_iter([passenger]));
-        Boarding::Lead(Leader { key: key.clone(), flights: Arc::clone(self), sorry: Some(sorry) })
+        flights.insert(Arc::clone(question), SmallVec::from_iter([passenger]));
+        Boarding::Lead(Leader { question: Arc::clone(question), flights: Arc::clone(self), sorry: Some(sorry) })
     }
 
-    fn end(&self, key: &Key) -> Passengers {
-        self.0.lock().remove(key).unwrap_or_default()
+    fn end(&self, question: &Question) -> Passengers {
+        self.0.lock().remove(question).unwrap_or_default()
     }
 }
 
@@ -88,14 +88,14 @@ impl<S: FnOnce(Passengers)> Leader<S> {
     /// if it belongs there, so that a question that comes right afterwards finds it.
     pub(super) fn land(mut self) -> Passengers {
         self.sorry = None;
-        self.flights.end(&self.key)
+        self.flights.end(&self.question)
     }
 }
 
 impl<S: FnOnce(Passengers)> Drop for Leader<S> {
     fn drop(&mut self) {
         if let Some(sorry) = self.sorry.take() {
-            sorry(self.flights.end(&self.key));
+            sorry(self.flights.end(&self.question));
         }
     }
 }
@@ -104,16 +104,9 @@ impl<S: FnOnce(Passengers)> Drop for Leader<S> {
 mod tests {
     use super::*;
     use crate::name::Name;
-    use crate::wire::Question;
 
-    fn key(name: &str) -> Key {
-        Key::of(&Question {
-            name: Name::parse(name).unwrap(),
-            qtype: 1,
-            qclass: 1,
-            dnssec_ok: false,
-            checking_disabled: false,
-        })
+    fn question(name: &str) -> Arc<Question> {
+        Arc::new(Question::new(Name::parse(name).unwrap(), 1))
     }
 
     fn task() -> (Passenger, oneshot::Receiver<Arc<Entry>>) {
@@ -125,19 +118,26 @@ mod tests {
     async fn a_leader_that_fails_releases_those_who_wait() {
         let flights = Arc::new(Flights::default());
         let (first, second) = (task(), task());
-        let Boarding::Lead(leader) = flights.board(&key("a.example"), first.0, drop) else { panic!("first leads") };
-        assert!(matches!(flights.board(&key("A.example"), second.0, drop), Boarding::Follow));
+        let Boarding::Lead(leader) = flights.board(&question("a.example"), first.0, drop) else {
+            panic!("first leads")
+        };
+        assert!(matches!(flights.board(&question("A.example"), second.0, drop), Boarding::Follow));
         drop(leader);
         assert!(first.1.await.is_err() && second.1.await.is_err());
-        assert!(matches!(flights.board(&key("a.example"), task().0, drop), Boarding::Lead(..)), "the next leads anew");
+        assert!(
+            matches!(flights.board(&question("a.example"), task().0, drop), Boarding::Lead(..)),
+            "the next leads anew"
+        );
     }
 
     #[test]
     fn a_flight_that_landed_ends_no_later_one() {
         let flights = Arc::new(Flights::default());
-        let Boarding::Lead(leader) = flights.board(&key("a.example"), task().0, drop) else { panic!("it leads") };
+        let Boarding::Lead(leader) = flights.board(&question("a.example"), task().0, drop) else { panic!("it leads") };
         assert_eq!(leader.land().len(), 1);
-        let Boarding::Lead(_next) = flights.board(&key("a.example"), task().0, drop) else { panic!("it leads anew") };
-        assert!(matches!(flights.board(&key("a.example"), task().0, drop), Boarding::Follow));
+        let Boarding::Lead(_next) = flights.board(&question("a.example"), task().0, drop) else {
+            panic!("it leads anew")
+        };
+        assert!(matches!(flights.board(&question("a.example"), task().0, drop), Boarding::Follow));
     }
 }

@@ -21,3 +21,4 @@ mod strangers;
 mod streams;
 mod sync;
 mod upstream;
+mod upstreams;

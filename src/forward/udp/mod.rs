@@ -10,8 +10,7 @@
 //! [`PORTS_MAX`] are open, else from one of those, and a port that was used 256 times or for 30 s is replaced by a
 //! fresh one. So a flood costs no socket a question, and a port that somebody found out is soon of no use to him.
 //!
-//! Whoever waits is a [`Hope`]. It is told on the reader's thread, so that what follows from a reply needs no other
-//! thread; it must not wait there.
+//! Whoever waits (see `hopes`) is told on the reader's thread.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,17 +19,15 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use prometheus::IntCounter;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 mod port;
 mod reader;
 
-pub(super) use port::Place;
 pub(super) use reader::Reader;
 
 use self::port::{Line, Port};
-use super::exchange::Broken;
+use super::hopes::{Broken, Courier, Hope, Leaves, Place};
 use super::message::Manner;
 use crate::wire::Question;
 
@@ -42,18 +39,6 @@ const SOCKETS_MAX: usize = 4096;
 
 /// The fewest ports that are in use at a time under load.
 const PORTS_MIN: usize = 8;
-
-/// Whoever waits for a reply; told once, on the reader's thread or on that of the sender.
-pub(super) trait Hope: Send {
-    /// The reply came; it repeats the question.
-    fn replied(self: Box<Self>, reply: &[u8]);
-    /// There will be none: the socket failed.
-    fn broke(self: Box<Self>, broken: Broken);
-    /// Nothing has come in the time it gave; returns who waits on at `place`.
-    fn overdue(self: Box<Self>, place: Place) -> Box<dyn Hope>;
-    /// The wait was ended by others: too many wait.
-    fn evicted(self: Box<Self>);
-}
 
 /// The ports to one upstream.
 pub(super) struct Datagrams {
@@ -83,10 +68,10 @@ impl Datagrams {
         due: Option<Instant>,
         hope: Box<dyn Hope>,
     ) -> Option<Place> {
-        let place = self.enlist(question, due, hope)?;
-        let is_sent = place.port.send(place.id, question, manner);
+        let (port, id) = self.enlist(question, due, hope)?;
+        let place = port.send(id, question, manner);
         self.reader.alert();
-        is_sent.then_some(place)
+        place
     }
 
     /// Asks and waits for the reply to exactly this question. Safe to cancel.
@@ -100,7 +85,12 @@ impl Datagrams {
     }
 
     /// Finds a port for a question and notes there who waits.
-    fn enlist(&self, question: &Arc<Question>, due: Option<Instant>, mut hope: Box<dyn Hope>) -> Option<Place> {
+    fn enlist(
+        &self,
+        question: &Arc<Question>,
+        due: Option<Instant>,
+        mut hope: Box<dyn Hope>,
+    ) -> Option<(Arc<Port>, u16)> {
         /// Ports that are over are met once each, full ones only in a flood.
         const DRAWS_MAX: usize = 2 * PORTS_MAX;
         let mut ports = self.ports.lock();
@@ -115,7 +105,7 @@ impl Datagrams {
                 }
             };
             match port.enlist(question, due, hope) {
-                Ok(id) => return Some(Place { port, id }),
+                Ok(id) => return Some((port, id)),
                 Err(back) => hope = back,
             }
         }
@@ -161,41 +151,4 @@ pub(super) fn sockets_max() -> usize {
         .map_or(Some(1024), |soft| if soft == "unlimited" { Some(usize::MAX) } else { soft.parse().ok() })
         .unwrap_or(1024);
     (soft / 2).clamp(16, SOCKETS_MAX)
-}
-
-/// Brings the reply to a task.
-pub(super) struct Courier(oneshot::Sender<Result<Vec<u8>, Broken>>);
-
-impl Courier {
-    /// Makes one, and what the task waits for.
-    pub(super) fn new() -> (Box<Self>, oneshot::Receiver<Result<Vec<u8>, Broken>>) {
-        let (sender, reply) = oneshot::channel();
-        (Box::new(Self(sender)), reply)
-    }
-}
-
-impl Hope for Courier {
-    fn replied(self: Box<Self>, reply: &[u8]) {
-        // Whoever waited may have gone that moment.
-        let _ = self.0.send(Ok(reply.to_vec()));
-    }
-
-    fn broke(self: Box<Self>, broken: Broken) {
-        let _ = self.0.send(Err(broken));
-    }
-
-    fn overdue(self: Box<Self>, _: Place) -> Box<dyn Hope> {
-        self
-    }
-
-    fn evicted(self: Box<Self>) {}
-}
-
-/// Leaves the place when dropped.
-pub(super) struct Leaves(pub(super) Place);
-
-impl Drop for Leaves {
-    fn drop(&mut self) {
-        drop(self.0.take());
-    }
 }
