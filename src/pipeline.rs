@@ -172,7 +172,7 @@ struct Flight<S: FnOnce(Passengers)> {
 struct Lesson {
     mark: Mark,
     targets: Vec<(Name, u32)>,
-    unknown: Unknown,
+    unknown: Box<Unknown>,
 }
 
 impl Pipeline {

@@ -290,7 +290,7 @@ impl Learner {
     ///
     /// # Errors
     /// What is left to offer with [`Learner::offer_rest`]: addresses that are not known yet.
-    pub fn offer_known(&self, mut offer: Offer, now: Timestamp) -> Result<Outcome, Unknown> {
+    pub fn offer_known(&self, mut offer: Offer, now: Timestamp) -> Result<Outcome, Box<Unknown>> {
         self.follow(&mut offer, now);
         let rules = self.shared.rules.load();
         let octets = offer.octets;
@@ -299,13 +299,13 @@ impl Learner {
                 self.metrics.offered(Outcome::Programmed);
                 Ok(Outcome::Programmed)
             }
-            Some(rest) => Err(Unknown { rest, octets, hold: rules.hold, now }),
+            Some(rest) => Err(Box::new(Unknown { rest, octets, hold: rules.hold, now })),
         }
     }
 
     /// Offers what is not known yet; waits at most the hold.
-    pub async fn offer_rest(&self, unknown: Unknown) -> Outcome {
-        let outcome = self.wait(unknown).await;
+    pub async fn offer_rest(&self, unknown: Box<Unknown>) -> Outcome {
+        let outcome = self.wait(*unknown).await;
         self.metrics.offered(outcome);
         outcome
     }
