@@ -32,7 +32,7 @@ use crate::config::{Config, Env};
 use crate::export::file;
 use crate::forward::{self, Forward};
 use crate::learn::{self, Confirm, Learner, Listing};
-use crate::listen::plain::{self, Plain};
+use crate::listen::plain::Plain;
 use crate::listen::streams::{Open, Streams};
 use crate::listen::{self, Access, BindError, Bound, Front};
 use crate::metrics::Registry;
@@ -170,6 +170,7 @@ pub struct Daemon {
     dns: Vec<SocketAddr>,
     web: Option<SocketAddr>,
     waiting: Arc<Semaphore>,
+    waiting_max: usize,
     ready: Arc<AtomicBool>,
     /// Ends listeners.
     stop: CancellationToken,
@@ -196,7 +197,7 @@ impl Daemon {
         let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
         config.export_files.iter().try_for_each(file::check)?;
         let tokens = read_tokens(&config)?;
-        let bound = listen::bind(&config.listen.dns)?;
+        let bound = listen::bind(&config.listen)?;
         if bound.is_empty() {
             return Err(StartError::NoAddress);
         }
@@ -228,7 +229,8 @@ impl Daemon {
             meter,
             dns: bound.iter().map(|sockets| sockets.addr).collect(),
             web: web.as_ref().and_then(|listener| listener.local_addr().ok()),
-            waiting: Arc::new(Semaphore::new(plain::WAITING_MAX)),
+            waiting: Arc::new(Semaphore::new(config.listen.waiting_max)),
+            waiting_max: config.listen.waiting_max,
             ready: Arc::new(AtomicBool::new(false)),
             stop: CancellationToken::new(),
             stop_rest: CancellationToken::new(),
@@ -386,7 +388,7 @@ impl Daemon {
         let answered = async {
             self.listeners.wait().await;
             // Every question over UDP that waits holds a permit.
-            let _all = self.waiting.acquire_many(u32::try_from(plain::WAITING_MAX).unwrap_or(u32::MAX)).await;
+            let _all = self.waiting.acquire_many(u32::try_from(self.waiting_max).unwrap_or(u32::MAX)).await;
         };
         if tokio::time::timeout(DRAIN_PATIENCE, answered).await.is_err() {
             tracing::warn!("questions were left unanswered after {} s", DRAIN_PATIENCE.as_secs());
@@ -405,11 +407,11 @@ impl Daemon {
             clock: self.clock.clone(),
             meter: listen::Meter::new(registry),
         };
-        let plain = Plain { front: front.clone(), waiting: Arc::clone(&self.waiting) };
+        let plain = Plain { front: front.clone(), waiting: Arc::clone(&self.waiting), backend: options.backend };
         let open = Arc::new(Open::new(options.max_connections, options.max_connections_per_client));
         let streams = Streams { front, open, talking: self.listeners.clone() };
         for sockets in bound {
-            let udp = plain.clone().run(Arc::new(sockets.udp), self.stop.clone());
+            let udp = plain.clone().run(sockets.udp, self.stop.clone());
             self.must_run("a UDP listener", &self.listeners, udp);
             self.must_run("a TCP listener", &self.listeners, streams.clone().run(sockets.tcp, self.stop.clone()));
         }
@@ -580,6 +582,7 @@ fn tell_warnings(warnings: &[crate::source::Problem]) {
 fn name_what_waits_for_a_restart(old: &Config, new: &Config) {
     let waiting = [
         ("listen.dns", old.listen.dns != new.listen.dns),
+        ("listen.threads", old.listen.threads != new.listen.threads),
         ("listen.web", old.web.listen != new.web.listen),
         ("web.allow", old.web.allow != new.web.allow),
         ("clients.max-connections", old.listen.max_connections != new.listen.max_connections),

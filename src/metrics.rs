@@ -3,9 +3,14 @@
 //! Each part defines its metrics beside its code and takes them from a [`Registry`] once. Names follow
 //! `greenlane_<part>_<what>_<unit>`, counters end in `_total`. Label values come from enums, app ids and the
 //! numbered places of upstreams in the configuration; a metric label never takes a domain name or an address.
+//! What is counted with every question goes into a [`Tally`], so that threads do not meet at a counter.
 
 use prometheus::core::Collector;
 use prometheus::{Encoder, TextEncoder};
+
+mod tally;
+
+pub use tally::{Lane, Tallied, Tally};
 
 /// The media type of the text format that [`Registry::render`] prints.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -126,7 +126,7 @@ impl Current {
             let text = TagText { app: first.app.as_str(), trigger: &first.trigger, also: &also };
             Arc::new(Tagged {
                 option: TagOption::new(self.tag.edns_option, self.tag.extended_error, &text),
-                answers: tag.apps().iter().map(|hit| meter.tagged(hit.app.as_str())).collect(),
+                answers: tag.apps().iter().map(|hit| meter.of_app(hit.app.as_str())).collect(),
             })
         };
         Arc::clone(self.tags.lock().entry(id).or_insert_with(build))
@@ -197,7 +197,7 @@ impl Pipeline {
         if !entry.is_fresh(now) || !entry.mark.programmed || entry.mark.generation != current.load().generation {
             return Tried::Miss;
         }
-        meter.hits.inc();
+        meter.hit();
         self.finish(&entry, view, transport, now, out);
         Tried::Answered
     }
@@ -266,8 +266,7 @@ impl Pipeline {
         wire::finish(&entry.answer, view, &given, wire::limit(view, transport), out);
         self.0.meter.response(entry.answer.rcode());
         if let Some(tagged) = &entry.mark.tagged {
-            self.0.meter.tagged_answers.inc();
-            tagged.answers.iter().for_each(prometheus::IntCounter::inc);
+            self.0.meter.tagged(tagged);
         }
     }
 
@@ -292,7 +291,7 @@ impl Pipeline {
         match cached.filter(|entry| entry.is_fresh(now)) {
             // Came in between, by the flight before this one.
             Some(entry) if entry.mark.programmed && entry.mark.generation == current.load().generation => {
-                meter.hits.inc();
+                meter.hit();
                 self.tell(flight.leader.land(), &entry);
             }
             Some(entry) => drop(runtime.spawn(async move {
@@ -300,7 +299,7 @@ impl Pipeline {
                 pipeline.deliver(flight, again);
             })),
             None => {
-                meter.misses.inc();
+                meter.miss();
                 match self.own_answer(&flight.question) {
                     Some(answer) => pipeline.arrived(flight, answer, Facts::default()),
                     None => {

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::IntCounter;
-
 use crate::clock::Timestamp;
+use crate::metrics::Tally;
 use crate::wire::{Answer, Question, TagOption};
 
 /// Longest key: type, flags and a name of 255 octets.
@@ -17,7 +16,7 @@ pub struct Tagged {
     /// The option and the extended error for the client.
     pub option: TagOption,
     /// One counter for each app of the tag, raised with every answer given.
-    pub answers: Box<[IntCounter]>,
+    pub answers: Box<[Tally]>,
 }
 
 /// What matching and learning made of an answer.

@@ -64,6 +64,9 @@ fn sockets(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> (listen
     check_overlaps(entries, dns.as_deref(), web, &default, faults);
     let listen = listen::Options {
         dns: dns.map_or_else(|| default.listen.dns.clone(), |dns| addresses(&dns, &default.listen.dns)),
+        threads: entries.read(&table::LISTEN_THREADS, faults).unwrap_or(default.listen.threads),
+        backend: default.listen.backend,
+        waiting_max: default.listen.waiting_max,
         allow: entries.read(&table::CLIENTS_ALLOW, faults).unwrap_or(default.listen.allow),
         max_connections: entries
             .read(&table::CLIENTS_MAX_CONNECTIONS, faults)

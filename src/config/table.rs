@@ -101,8 +101,8 @@ keys! {
     LISTEN_DOQ: Vec<Located<SocketAddr>> = "listen.doq", Later, Default("[]"), |item, faults| item.sockets(faults);
     /// The address of feeds, API, dashboard and metrics, or "off".
     LISTEN_WEB: Option<SocketAddr> = "listen.web", Built, Default(r#""127.0.0.1:8053""#), |item, faults| item.socket_or_off(faults);
-    /// Threads that read UDP; 0 for one a core.
-    LISTEN_THREADS: u16 = "listen.threads", Later, Default("0"), |item, faults| item.number(0..=1024, faults);
+    /// Threads that read UDP, for each address of listen.dns; 0 for one a core.
+    LISTEN_THREADS: u16 = "listen.threads", Built, Default("0"), |item, faults| item.number(0..=1024, faults);
     /// Prefixes of load balancers that may send a PROXY header.
     LISTEN_PROXY_PROTOCOL: Vec<Prefix> = "listen.proxy-protocol", Later, Default("[]"), |item, faults| item.prefixes(faults);
 

@@ -495,6 +495,7 @@ fn variables_override_the_file() {
             ("GREENLANE__EXPORT__FILE", r#"[{path = "b", format = "json"}]"#),
             ("GREENLANE__EXPORT__MAX_SHRINK", "0.25"),
             ("GREENLANE__LISTEN__THREADS", "2"),
+            ("GREENLANE__LISTEN__DOT", "127.0.0.1:0"),
             ("GREENLANE_UNRELATED", "x"),
         ],
     )
@@ -510,7 +511,8 @@ fn variables_override_the_file() {
     assert_eq!(config.export_files[0].path, PathBuf::from("b"));
     assert_eq!(config.export_files.len(), 1);
     let warned: Vec<String> = config.not_built.iter().map(ToString::to_string).collect();
-    assert_eq!(warned, ["GREENLANE__LISTEN__THREADS: listen.threads: not built yet, setting it has no effect"]);
+    assert_eq!(config.listen.threads, 2);
+    assert_eq!(warned, ["GREENLANE__LISTEN__DOT: listen.dot: not built yet, setting it has no effect"]);
     assert!((config.learn.max_shrink - 0.25).abs() < f64::EPSILON);
 }
 

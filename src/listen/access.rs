@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 
 use crate::prefix::Prefix;
 
@@ -35,9 +35,20 @@ impl Access {
         self.0.store(Arc::new(allow));
     }
 
+    /// Returns the prefixes that may ask now.
+    pub fn look(&self) -> Allowed {
+        Allowed(self.0.load())
+    }
+}
+
+/// The prefixes that may ask, at one moment. Not to be kept: a reload does not change it.
+#[derive(Debug)]
+pub struct Allowed(Guard<Arc<Vec<Prefix>>>);
+
+impl Allowed {
     /// Returns whether `client` may ask; an IPv4-mapped address counts as its IPv4 address.
-    pub fn allows(&self, client: IpAddr) -> bool {
+    pub fn has(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();
-        self.0.load().iter().any(|prefix| prefix.contains(client))
+        self.0.iter().any(|prefix| prefix.contains(client))
     }
 }

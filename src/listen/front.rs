@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
+use super::access::Allowed;
 use super::meter::Dropped;
 use super::{Access, Meter};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::pipeline::{Pipeline, Tried};
 use crate::wire::{self, Ede, Refusal, Seen, Transport, View};
 
@@ -25,41 +26,9 @@ pub struct Front {
 }
 
 impl Front {
-    /// Answers a packet if that takes no wait: what is refused, and what is in the cache.
-    ///
-    /// With [`Tried::Answered`] the reply stands in `out`. After [`Tried::Miss`] the same octets go to
-    /// [`Front::slow`].
-    pub fn quick(&self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
-        match wire::see(packet, transport) {
-            Seen::Silence => {
-                self.meter.dropped(Dropped::Nonsense);
-                Tried::Drop
-            }
-            Seen::Refuse(refusal) => {
-                // It is answered, so it counts as asked: the sums of both agree.
-                self.meter.query(transport, refusal.qtype().unwrap_or_default());
-                self.refuse(self.judged(refusal, client), out);
-                Tried::Answered
-            }
-            Seen::Question(view) => self.quick_question(&view, transport, client, out),
-        }
-    }
-
-    fn quick_question(&self, view: &View<'_>, transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
-        self.meter.query(transport, view.qtype());
-        if !self.access.allows(client) {
-            self.refuse(denied(view.refuse(wire::rcode::REFUSED)), out);
-            return Tried::Answered;
-        }
-        self.pipeline.try_answer(view, transport, self.clock.now(), out)
-    }
-
-    /// Answers a packet that the quick way missed, however long it takes.
-    pub async fn slow(&self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) {
-        // The same octets gave a question before.
-        if let Seen::Question(view) = wire::see(packet, transport) {
-            self.pipeline.resolve(&view, transport, client, out).await;
-        }
+    /// Takes one look at clock and access list, for the packets of one read.
+    pub fn moment(&self) -> Moment<'_> {
+        Moment { front: self, allowed: self.access.look(), now: self.clock.now() }
     }
 
     /// Does as [`Front::slow`] without a task where none is needed: `tell` gets the reply, maybe on another thread. It
@@ -75,14 +44,57 @@ impl Front {
         self.pipeline.resolve_then(packet, transport, client, runtime, tell);
     }
 
+    /// Answers a packet that the quick way missed, however long it takes.
+    pub async fn slow(&self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) {
+        // The same octets gave a question before.
+        if let Seen::Question(view) = wire::see(packet, transport) {
+            self.pipeline.resolve(&view, transport, client, out).await;
+        }
+    }
+}
+
+/// The front as it is while the packets of one read are answered: looked at once, since they came together.
+#[derive(Debug)]
+pub struct Moment<'a> {
+    front: &'a Front,
+    allowed: Allowed,
+    now: Timestamp,
+}
+
+impl Moment<'_> {
+    /// Answers a packet if that takes no wait: what is refused, and what is in the cache.
+    ///
+    /// With [`Tried::Answered`] the reply stands in `out`. After [`Tried::Miss`] the same octets go to
+    /// [`Front::slow`].
+    pub fn quick(&self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
+        match wire::see(packet, transport) {
+            Seen::Silence => {
+                self.front.meter.dropped(Dropped::Nonsense);
+                Tried::Drop
+            }
+            Seen::Refuse(refusal) => {
+                // It is answered, so it counts as asked: the sums of both agree.
+                self.front.meter.query(transport, refusal.qtype().unwrap_or_default());
+                self.front.pipeline.refuse(&self.judged(refusal, client), out);
+                Tried::Answered
+            }
+            Seen::Question(view) => self.quick_question(&view, transport, client, out),
+        }
+    }
+
+    fn quick_question(&self, view: &View<'_>, transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
+        self.front.meter.query(transport, view.qtype());
+        if !self.allowed.has(client) {
+            self.front.pipeline.refuse(&denied(view.refuse(wire::rcode::REFUSED)), out);
+            return Tried::Answered;
+        }
+        self.front.pipeline.try_answer(view, transport, self.now, out)
+    }
+
     /// Who may not ask is told only that, not even the minimal answer to ANY.
     fn judged<'a>(&self, refusal: Refusal<'a>, client: IpAddr) -> Refusal<'a> {
         let is_answer = refusal.rcode() == wire::rcode::NOERROR;
-        if is_answer && !self.access.allows(client) { denied(refusal.into_refused()) } else { refusal }
-    }
-
-    fn refuse(&self, refusal: Refusal<'_>, out: &mut Vec<u8>) {
-        self.pipeline.refuse(&refusal, out);
+        if is_answer && !self.allowed.has(client) { denied(refusal.into_refused()) } else { refusal }
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the listeners count.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
+use prometheus::IntGauge;
 
-use crate::metrics::Registry;
+use crate::metrics::{Registry, Tallied, Tally};
 use crate::wire::Transport;
 
 /// Question types with a name of their own in the metrics (IANA DNS resource record types).
@@ -21,7 +21,7 @@ const TYPES: [(u16, &str); 12] = [
     (0, "other"),
 ];
 
-/// Why a question got no answer.
+/// Why a question got no answer; in the order of [`REASONS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
     /// No question at all: a response, or shorter than a header.
@@ -32,13 +32,16 @@ pub enum Dropped {
     Evicted,
 }
 
-/// Counters of the listeners; cheap to clone, each handle taken once.
+/// Reasons by column.
+const REASONS: [&str; 3] = ["nonsense", "overload", "evicted"];
+
+/// Where the reasons' columns start: behind those of both transports.
+const DROPPED_AT: usize = 2 * TYPES.len();
+
+/// Counters of the listeners; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Meter {
-    queries: [[IntCounter; TYPES.len()]; 2],
-    nonsense: IntCounter,
-    overload: IntCounter,
-    evicted: IntCounter,
+    tally: Tally,
     /// TCP connections open now.
     pub connections: IntGauge,
 }
@@ -46,28 +49,32 @@ pub struct Meter {
 impl Meter {
     /// Registers the counters.
     pub fn new(registry: &Registry) -> Self {
-        let queries = registry.add(IntCounterVec::new(
-            Opts::new("greenlane_listen_queries_total", "Questions received by transport and type."),
+        let tally = Tally::new(DROPPED_AT + REASONS.len());
+        let queries = ["udp", "tcp"].into_iter().enumerate().flat_map(|(row, transport)| {
+            let of = move |(column, &(_, name)): (usize, &(u16, &str))| {
+                (vec![transport.to_owned(), name.to_owned()], row * TYPES.len() + column)
+            };
+            TYPES.iter().enumerate().map(of)
+        });
+        registry.add(Tallied::new(
+            ("greenlane_listen_queries_total", "Questions received by transport and type."),
             &["transport", "type"],
+            &tally,
+            queries,
         ));
-        let dropped = registry.add(IntCounterVec::new(
-            Opts::new(
+        registry.add(Tallied::new(
+            (
                 "greenlane_listen_dropped_total",
                 "What got no answer: packets that ask nothing (nonsense), questions beyond the bound of those that \
                  wait (overload), connections closed for newer ones (evicted).",
             ),
             &["reason"],
+            &tally,
+            REASONS.iter().enumerate().map(|(column, &reason)| (vec![reason.to_owned()], DROPPED_AT + column)),
         ));
         let connections =
             registry.add(IntGauge::new("greenlane_listen_connections", "TCP connections of clients open now."));
-        let of = |transport: &str| TYPES.map(|(_, name)| queries.with_label_values(&[transport, name]));
-        Self {
-            queries: [of("udp"), of("tcp")],
-            nonsense: dropped.with_label_values(&["nonsense"]),
-            overload: dropped.with_label_values(&["overload"]),
-            evicted: dropped.with_label_values(&["evicted"]),
-            connections,
-        }
+        Self { tally, connections }
     }
 
     /// Counts a question; type 0, where none could be read, is another one like any type without a name here.
@@ -77,15 +84,11 @@ impl Meter {
             Transport::Tcp => 1,
         };
         let column = TYPES.iter().position(|&(number, _)| number == qtype).unwrap_or(TYPES.len() - 1);
-        self.queries[row][column].inc();
+        self.tally.raise(row * TYPES.len() + column);
     }
 
     /// Counts what got no answer.
     pub fn dropped(&self, why: Dropped) {
-        match why {
-            Dropped::Nonsense => self.nonsense.inc(),
-            Dropped::Overload => self.overload.inc(),
-            Dropped::Evicted => self.evicted.inc(),
-        }
+        self.tally.raise(DROPPED_AT + why as usize);
     }
 }

@@ -1,11 +1,12 @@
 //! Questions come in: sockets, frames, who may ask.
 //!
 //! [`plain`] reads datagrams, [`streams`] reads frames from connections. Both hand what they read to a [`Front`], which
-//! sees the question in place, asks [`Access`] whether its sender may, and makes the pipeline's two calls. All sockets are bound by [`bind`]
-//! before anything is answered, so that an address in use stops the start and not half of it.
+//! sees the question in place, asks [`Access`] whether its sender may, and makes the pipeline's two calls. All sockets
+//! are bound by [`bind`] before anything is answered, so that an address in use stops the start and not half of it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZero;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -38,6 +39,12 @@ pub struct Address {
 pub struct Options {
     /// UDP and TCP addresses.
     pub dns: Vec<Address>,
+    /// UDP sockets for each address, each with a reader of its own; 0 for as many as this host has cores.
+    pub threads: u16,
+    /// How datagrams are read; the default is the best that this system has.
+    pub backend: plain::Backend,
+    /// The most questions over UDP that wait for an upstream or for the set.
+    pub waiting_max: usize,
     /// Client prefixes that are answered; others get REFUSED.
     pub allow: Vec<Prefix>,
     /// Most TCP connections at once.
@@ -52,6 +59,9 @@ impl Default for Options {
         let address = |ip| Address { addr: SocketAddr::new(ip, 5300), is_default: true };
         Self {
             dns: vec![address(IpAddr::V4(Ipv4Addr::LOCALHOST)), address(IpAddr::V6(Ipv6Addr::LOCALHOST))],
+            threads: 0,
+            backend: plain::Backend::default(),
+            waiting_max: plain::WAITING_MAX,
             // Each text is a prefix, as a test of the configuration holds.
             allow: access::ALLOWED_BY_DEFAULT.iter().filter_map(|text| text.parse().ok()).collect(),
             max_connections: 1000,
@@ -65,10 +75,22 @@ impl Default for Options {
 pub struct Bound {
     /// Where, with the port that the system chose if it was to.
     pub addr: SocketAddr,
-    /// For datagrams.
-    pub udp: UdpSocket,
+    /// For datagrams, at least one; the system spreads clients over them.
+    pub udp: Vec<Socket>,
     /// For connections.
     pub tcp: TcpListener,
+}
+
+impl Bound {
+    /// Takes one socket of each kind, for a server that reads datagrams in a task.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn into_pair(mut self) -> io::Result<(UdpSocket, TcpListener)> {
+        let udp = self.udp.remove(0);
+        udp.set_nonblocking(true)?;
+        Ok((UdpSocket::from_std(udp.into())?, self.tcp))
+    }
 }
 
 /// An address that could not be bound.
@@ -114,7 +136,7 @@ pub enum BindError {
 const FREE_PORT_TRIES: usize = 16;
 
 /// Room for datagrams that come while all hands are busy; the system may grant less.
-const UDP_BUFFER_BYTES: usize = 1 << 20;
+const UDP_BUFFER_BYTES: usize = 4 << 20;
 
 /// Connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 256;
@@ -123,10 +145,11 @@ const TCP_BACKLOG: i32 = 256;
 ///
 /// # Errors
 /// The first address that cannot be bound; the sockets bound before it are closed again.
-pub fn bind(addresses: &[Address]) -> Result<Vec<Bound>, BindError> {
+pub fn bind(options: &Options) -> Result<Vec<Bound>, BindError> {
+    let readers = readers(options);
     let mut bound = Vec::new();
-    for address in addresses {
-        match bind_one(address.addr) {
+    for address in &options.dns {
+        match bind_one(address.addr, readers) {
             Ok(sockets) => bound.push(sockets),
             Err(BindError::NoSuchAddress { addr }) if address.is_default => {
                 tracing::info!("this host has no {}: not listening on {addr}", addr.ip());
@@ -137,30 +160,69 @@ pub fn bind(addresses: &[Address]) -> Result<Vec<Bound>, BindError> {
     Ok(bound)
 }
 
-fn bind_one(addr: SocketAddr) -> Result<Bound, BindError> {
+/// Returns how many sockets an address gets. Only Linux spreads clients over sockets of the same port.
+fn readers(options: &Options) -> usize {
+    match options.threads {
+        _ if !cfg!(target_os = "linux") => 1,
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        threads => usize::from(threads),
+    }
+}
+
+fn bind_one(addr: SocketAddr, readers: usize) -> Result<Bound, BindError> {
     let mut tries = if addr.port() == 0 { FREE_PORT_TRIES } else { 1 };
     loop {
-        let udp = bind_udp(addr).map_err(|error| classify(addr, "UDP", error))?;
-        let chosen = udp.local_addr().map_err(|error| classify(addr, "UDP", error))?;
+        let first = bind_udp(addr, false).map_err(|error| classify(addr, "UDP", error))?;
+        let local = first.local_addr().map_err(|error| classify(addr, "UDP", error))?;
+        let chosen = local.as_socket().unwrap_or(addr);
         tries -= 1;
         match bind_tcp(chosen) {
-            Ok(tcp) => return Ok(Bound { addr: chosen, udp, tcp }),
+            Ok(tcp) => {
+                let udp = join_udp(first, chosen, readers).map_err(|error| classify(chosen, "UDP", error))?;
+                return Ok(Bound { addr: chosen, udp, tcp });
+            }
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
             Err(error) => return Err(classify(chosen, "TCP", error)),
         }
     }
 }
 
-fn bind_udp(addr: SocketAddr) -> io::Result<UdpSocket> {
+/// Binds further sockets beside the first one. That one was bound alone, so that another server's port is not shared
+/// unawares; only then it lets its like in.
+fn join_udp(first: Socket, addr: SocketAddr, readers: usize) -> io::Result<Vec<Socket>> {
+    let mut sockets = vec![first];
+    if readers > 1 {
+        share_port(&sockets[0])?;
+    }
+    for _ in 1..readers {
+        sockets.push(bind_udp(addr, true)?);
+    }
+    Ok(sockets)
+}
+
+fn bind_udp(addr: SocketAddr, is_shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.set_nonblocking(true)?;
-    // A smaller buffer than asked for works, too.
+    if is_shared {
+        share_port(&socket)?;
+    }
+    // Smaller buffers than asked for work, too.
     let _ = socket.set_recv_buffer_size(UDP_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(UDP_BUFFER_BYTES);
     socket.bind(&addr.into())?;
-    UdpSocket::from_std(socket.into())
+    Ok(socket)
+}
+
+#[cfg(unix)]
+fn share_port(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_port(true)
+}
+
+#[cfg(not(unix))]
+fn share_port(_: &Socket) -> io::Result<()> {
+    Ok(())
 }
 
 fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {

@@ -164,7 +164,7 @@ impl Talk<'_> {
 
     fn answer(&mut self, frame: &[u8]) {
         let mut reply = Vec::new();
-        match self.streams.front.quick(frame, Transport::Tcp, self.client, &mut reply) {
+        match self.streams.front.moment().quick(frame, Transport::Tcp, self.client, &mut reply) {
             Tried::Answered => self.frame(&reply),
             Tried::Drop => {}
             Tried::Miss => self.wait_for(frame.to_vec()),

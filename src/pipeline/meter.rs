@@ -1,13 +1,15 @@
 //! What the way of a question counts.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use prometheus::core::{Collector, Desc};
+use parking_lot::Mutex;
+use prometheus::core::{Collector, Desc, Describer};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
+use prometheus::{IntGauge, Opts};
 
-use crate::cache::Cache;
-use crate::metrics::Registry;
+use crate::cache::{Cache, Tagged};
+use crate::metrics::{Registry, Tallied, Tally};
 
 /// Response codes with a name of their own in the metrics, by number (IANA DNS RCODEs).
 const RCODES: [&str; 11] = [
@@ -15,68 +17,124 @@ const RCODES: [&str; 11] = [
     "notzone",
 ];
 
-/// Counters of the pipeline; cheap to clone, each handle taken once.
+/// Columns behind those of the named codes.
+const BADVERS: usize = RCODES.len();
+const OTHER: usize = BADVERS + 1;
+const HIT: usize = OTHER + 1;
+const MISS: usize = HIT + 1;
+const STALE: usize = MISS + 1;
+const TAGGED: usize = STALE + 1;
+
+/// Counters of the pipeline; cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Meter {
-    responses: [IntCounter; RCODES.len()],
-    responses_badvers: IntCounter,
-    responses_other: IntCounter,
-    pub(super) hits: IntCounter,
-    pub(super) misses: IntCounter,
-    tagged: IntCounterVec,
-    /// Tagged answers, each once however many apps it has.
-    pub(super) tagged_answers: IntCounter,
+    tally: Tally,
+    apps: Apps,
 }
 
 impl Meter {
     pub(super) fn new(registry: &Registry, cache: &Arc<Cache>) -> Self {
-        let responses = registry.add(IntCounterVec::new(
-            Opts::new("greenlane_listen_responses_total", "Responses sent to clients by response code."),
+        let tally = Tally::new(TAGGED + 1);
+        let of = |(name, column): (&str, usize)| (vec![name.to_owned()], column);
+        let codes = RCODES.iter().copied().zip(0..).chain([("badvers", BADVERS), ("other", OTHER)]);
+        registry.add(Tallied::new(
+            ("greenlane_listen_responses_total", "Responses sent to clients by response code."),
             &["rcode"],
+            &tally,
+            codes.map(of),
         ));
-        let lookups = registry.add(IntCounterVec::new(
-            Opts::new(
+        registry.add(Tallied::new(
+            (
                 "greenlane_cache_lookups_total",
                 "Questions by what the cache knew: a fresh answer (hit), none (miss), one past its TTL that was given \
                  all the same (stale).",
             ),
             &["result"],
+            &tally,
+            [("hit", HIT), ("miss", MISS), ("stale", STALE)].map(of),
         ));
-        // Present from the start, so that a rate over it is never empty.
-        lookups.with_label_values(&["stale"]);
-        let tagged = registry.add(IntCounterVec::new(
-            Opts::new("greenlane_tag_answers_total", "Answers under a bypass trigger by app, hits included."),
-            &["app"],
+        registry.add(Tallied::new(
+            ("greenlane_listen_tagged_total", "Responses under a bypass trigger, each once however many apps it has."),
+            &[],
+            &tally,
+            [(Vec::new(), TAGGED)],
         ));
-        let tagged_answers = registry.add(IntCounter::new(
-            "greenlane_listen_tagged_total",
-            "Responses under a bypass trigger, each once however many apps it has.",
-        ));
+        let apps = registry.add(Apps::new());
         registry.add(CacheSize::new(cache));
-        Self {
-            responses: RCODES.map(|name| responses.with_label_values(&[name])),
-            responses_badvers: responses.with_label_values(&["badvers"]),
-            responses_other: responses.with_label_values(&["other"]),
-            hits: lookups.with_label_values(&["hit"]),
-            misses: lookups.with_label_values(&["miss"]),
-            tagged,
-            tagged_answers,
-        }
+        Self { tally, apps }
     }
 
     /// Counts a response.
     pub(super) fn response(&self, rcode: u16) {
-        match self.responses.get(usize::from(rcode)) {
-            Some(counter) => counter.inc(),
-            None if rcode == crate::wire::rcode::BADVERS => self.responses_badvers.inc(),
-            None => self.responses_other.inc(),
-        }
+        self.tally.raise(match usize::from(rcode) {
+            named if named < RCODES.len() => named,
+            _ if rcode == crate::wire::rcode::BADVERS => BADVERS,
+            _ => OTHER,
+        });
+    }
+
+    /// Counts an answer from the cache.
+    pub(super) fn hit(&self) {
+        self.tally.raise(HIT);
+    }
+
+    /// Counts a question that the cache had no answer to.
+    pub(super) fn miss(&self) {
+        self.tally.raise(MISS);
+    }
+
+    /// Counts an answer with a tag.
+    pub(super) fn tagged(&self, tagged: &Tagged) {
+        self.tally.raise(TAGGED);
+        tagged.answers.iter().for_each(|app| app.raise(0));
     }
 
     /// Returns the counter of answers tagged with an app.
-    pub(super) fn tagged(&self, app: &str) -> IntCounter {
-        self.tagged.with_label_values(&[app])
+    pub(super) fn of_app(&self, app: &str) -> Tally {
+        let mut apps = self.apps.counts.lock();
+        apps.entry(app.to_owned()).or_insert_with(|| Tally::new(1)).clone()
     }
+}
+
+/// Answers by app; an app has a counter from the first answer that it tags.
+#[derive(Clone, Debug)]
+struct Apps {
+    desc: Desc,
+    counts: Arc<Mutex<BTreeMap<String, Tally>>>,
+}
+
+impl Apps {
+    const NAME: &str = "greenlane_tag_answers_total";
+    const HELP: &str = "Answers under a bypass trigger by app, hits included.";
+
+    fn new() -> prometheus::Result<Self> {
+        let desc = Opts::new(Self::NAME, Self::HELP).variable_labels(vec!["app".to_owned()]).describe()?;
+        Ok(Self { desc, counts: Arc::default() })
+    }
+}
+
+impl Collector for Apps {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.desc]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let counts = self.counts.lock();
+        if counts.is_empty() {
+            return Vec::new();
+        }
+        // One row of labels and values for each app, printed as any tallied metric.
+        let families = counts.iter().filter_map(|(app, tally)| {
+            Tallied::new((Self::NAME, Self::HELP), &["app"], tally, [(vec![app.clone()], 0)]).ok()?.collect().pop()
+        });
+        families.reduce(join).into_iter().collect()
+    }
+}
+
+/// Puts the rows of two families of one name together.
+fn join(mut one: MetricFamily, mut other: MetricFamily) -> MetricFamily {
+    one.mut_metric().append(other.mut_metric());
+    one
 }
 
 /// The size of the cache, read when it is asked for: counting on each insertion would cost more than it tells.

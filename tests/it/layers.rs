@@ -72,6 +72,31 @@ fn hickory_types_stay_where_they_belong() {
     assert!(wrong.is_empty(), "hickory types outside of their homes: {wrong:?}");
 }
 
+/// One module may use `unsafe`, and one attribute says so; the lint refuses it everywhere else.
+#[test]
+fn unsafe_code_is_in_one_module() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let manifest = fs::read_to_string(src.join("../Cargo.toml")).unwrap();
+    assert!(manifest.contains("unsafe_code = \"deny\""));
+    let (mut allowing, mut using) = (Vec::new(), Vec::new());
+    for file in files(&src) {
+        let place = file.strip_prefix(&src).unwrap().to_string_lossy().into_owned();
+        let text = fs::read_to_string(&file).unwrap();
+        let code = code(&text);
+        allowing.extend(code.matches("(unsafe_code").map(|_| place.clone()));
+        let words = || code.split(|c: char| !c.is_alphanumeric() && c != '_');
+        if words().any(|word| word == "unsafe") {
+            using.push(place.clone());
+            let reasons = text.matches("// SAFETY: ").count();
+            let blocks = code.matches("unsafe {").count();
+            assert_eq!(reasons, blocks, "{place}: each block has its reason");
+            assert_eq!(words().filter(|word| *word == "unsafe").count(), blocks, "{place}: blocks only");
+        }
+    }
+    assert_eq!(allowing, ["listen/plain/mod.rs"]);
+    assert_eq!(using, ["listen/plain/batch.rs"]);
+}
+
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {

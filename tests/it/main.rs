@@ -3,6 +3,7 @@
 mod answers;
 mod commands;
 mod consumers;
+mod datagrams;
 mod encrypted;
 mod feeds;
 mod firewall;

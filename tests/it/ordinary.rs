@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use greenlane::listen::hickory::Zones;
-use greenlane::listen::{Address, bind};
+use greenlane::listen::{Address, Options, bind};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, RecordType};
 
@@ -29,11 +29,13 @@ mail IN MX 10 plain
 /// The upstream, as long as it is held, and a greenlane in front of it.
 async fn ordinary() -> (hickory_server::Server<Zones>, Greenlane) {
     let address = Address { addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), is_default: false };
-    let bound = bind(&[address]).unwrap().remove(0);
+    let options = Options { dns: vec![address], threads: 1, ..Options::default() };
+    let bound = bind(&options).unwrap().remove(0);
     let mut zones = Zones::new();
     zones.add("example.", ZONE).unwrap();
     let addr = bound.addr;
-    let server = zones.serve(bound.udp, bound.tcp);
+    let (udp, tcp) = bound.into_pair().unwrap();
+    let server = zones.serve(udp, tcp);
     (server, Setup::new(addr).start().await)
 }
 

@@ -37,14 +37,16 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
         let config = Config::without_file(&Env::of_process()).map_err(Failure::usage)?;
         serve::log_to_stderr(&config.log);
         let loopback = Address { addr: SocketAddr::from(([127, 0, 0, 1], 0)), is_default: false };
-        let bound = listen::bind(&[loopback]).map_err(Failure::failed)?.remove(0);
+        let alone = listen::Options { dns: vec![loopback], threads: 1, ..listen::Options::default() };
+        let bound = listen::bind(&alone).map_err(Failure::failed)?.remove(0);
         let config = around(config, args, bound.addr)?;
         let tag_code = config.tag.edns_option;
         let daemon = Daemon::start(config, None).await.map_err(in_terms_of_flags)?;
         let names = listed(&daemon.catalogue());
         let mut zones = Zones::new();
         zones.add(".", &zone::master_file(&names)).map_err(Failure::failed)?;
-        let upstream = zones.serve(bound.udp, bound.tcp);
+        let (udp, tcp) = bound.into_pair().map_err(Failure::failed)?;
+        let upstream = zones.serve(udp, tcp);
         let show = Show { daemon: &daemon, server: daemon.dns()[0], tag_code };
         show.run(&names).await?;
         if !args.once {

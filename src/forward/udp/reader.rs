@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::port::{Line, Port, Use};
+use crate::metrics::Lane;
 
 /// How exactly patience is kept.
 const TICK: Duration = Duration::from_millis(10);
@@ -108,6 +109,8 @@ impl Drop for Reader {
 
 impl Shared {
     fn run(&self, mut poll: Poll) {
+        // What follows from a reply is counted here.
+        let _lane = Lane::take();
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut room = vec![0; DATAGRAM_LEN_MAX];
         let (mut swept, mut alert_until) = (Instant::now(), Instant::now());

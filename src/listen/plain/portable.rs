@@ -1,0 +1,123 @@
+//! The same listener without `unsafe`, for any system: tasks over `quinn-udp`.
+//!
+//! It is what other systems than Linux run, and the tests run it beside the batched one, which must do the same.
+
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+use socket2::Socket;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Asked, Desk, Door, Route};
+use crate::wire::UDP_SIZE;
+
+/// Octets for what one receive yields: a whole datagram, or several that the system has joined.
+const BUFFER_LEN: usize = 65_535;
+
+/// A socket with what `quinn-udp` knows of it.
+pub(super) struct Udp {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+impl Udp {
+    fn new(socket: Socket) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let socket = UdpSocket::from_std(socket.into())?;
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Self { socket, state })
+    }
+
+    /// Sends a reply without waiting for room.
+    pub(super) fn send(&self, reply: &[u8], route: &Route) -> io::Result<()> {
+        let transmit = transmit(reply, route);
+        self.socket.try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), &transmit))
+    }
+
+    /// Sends a reply and waits for room; one that the system refuses is lost.
+    async fn send_when_ready(&self, reply: &[u8], route: &Route) {
+        let transmit = transmit(reply, route);
+        let send = || self.state.try_send((&self.socket).into(), &transmit);
+        if let Err(error) = self.socket.async_io(Interest::WRITABLE, send).await {
+            tracing::debug!("sending to a UDP client: {error}");
+        }
+    }
+
+    async fn receive(&self, buffers: &mut [Vec<u8>], metas: &mut [RecvMeta]) -> io::Result<usize> {
+        let receive = || {
+            let mut parts: Vec<IoSliceMut<'_>> = buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
+            self.state.recv((&self.socket).into(), &mut parts, metas)
+        };
+        self.socket.async_io(Interest::READABLE, receive).await
+    }
+}
+
+fn transmit<'a>(reply: &'a [u8], route: &Route) -> Transmit<'a> {
+    let src_ip = route.asked.map(|asked| asked.addr);
+    Transmit { destination: route.client, ecn: None, contents: reply, segment_size: None, src_ip }
+}
+
+/// Answers what comes in on the sockets until `stop`, or until one of them fails.
+pub(super) async fn read(desk: Desk, sockets: Vec<Socket>, stop: CancellationToken) {
+    let mut loops = JoinSet::new();
+    for socket in sockets {
+        let desk = desk.clone();
+        loops.spawn(async move {
+            if let Err(error) = serve(&desk, socket).await {
+                tracing::error!("reading from UDP clients: {error}");
+            }
+        });
+    }
+    drop(desk);
+    tokio::select! {
+        () = stop.cancelled() => {}
+        _ = loops.join_next() => {}
+    }
+    loops.shutdown().await;
+}
+
+/// Answers what comes in on one socket.
+async fn serve(desk: &Desk, socket: Socket) -> io::Result<()> {
+    let udp = Arc::new(Udp::new(socket)?);
+    let door = Door::Portable(Arc::clone(&udp));
+    let mut buffers = vec![vec![0; BUFFER_LEN]; BATCH_SIZE];
+    let mut metas = vec![RecvMeta::default(); BATCH_SIZE];
+    let mut out = Vec::with_capacity(usize::from(UDP_SIZE));
+    loop {
+        let count = match udp.receive(&mut buffers, &mut metas).await {
+            Ok(count) => count,
+            // An ICMP error of an earlier reply, or a short lack of memory: neither ends the service.
+            Err(error) => {
+                tracing::debug!("receiving from UDP clients: {error}");
+                tokio::task::yield_now().await;
+                continue;
+            }
+        };
+        for (buffer, meta) in buffers.iter().zip(&metas).take(count) {
+            let route = route(meta);
+            for datagram in datagrams(buffer, meta) {
+                if desk.judge(&desk.front.moment(), datagram, route, &door, &mut out) {
+                    udp.send_when_ready(&out, &route).await;
+                }
+            }
+        }
+    }
+}
+
+/// Yields the datagrams of one buffer; an empty one counts, too.
+fn datagrams<'a>(buffer: &'a [u8], meta: &RecvMeta) -> impl Iterator<Item = &'a [u8]> {
+    let octets = &buffer[..meta.len.min(buffer.len())];
+    octets.chunks(meta.stride.max(1)).chain(octets.is_empty().then_some(octets))
+}
+
+fn route(meta: &RecvMeta) -> Route {
+    let client: SocketAddr = meta.addr;
+    // Nothing can be sent from a group's address.
+    let asked = meta.dst_ip.filter(|addr| !addr.is_multicast()).map(|addr| Asked { addr, interface: 0 });
+    Route { client, asked }
+}
