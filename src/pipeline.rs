@@ -17,6 +17,7 @@
 //! asking an upstream. An answer that could not be programmed in time is told with TTLs of one second and takes the
 //! slow way again.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,21 +25,27 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
-use crate::cache::{Cache, Entry, Key, KeyBuf, Mark, Tagged};
+use crate::cache::{Cache, Entry, KeyBuf, Mark, Tagged};
 use crate::catalogue::{Catalogue, MatchId, Tag};
 use crate::clock::{Clock, Timestamp};
 use crate::forward::Forward;
-use crate::learn::{Learner, Offer, Outcome};
+use crate::learn::{Learner, Offer, Outcome, Unknown};
 use crate::metrics::Registry;
 use crate::name::Name;
 use crate::policy::Special;
-use crate::wire::{self, Answer, Ede, Facts, Given, Question, Refusal, Rules, TagOption, TagText, Transport, View};
+use crate::wire::{
+    self, Answer, Ede, Facts, Given, Question, Refusal, Rules, Seen, TagOption, TagText, Transport, View,
+};
 
 mod flight;
 mod meter;
 
-use flight::{Boarding, Flights, Landed, Leader};
+pub use flight::Tell;
+
+use flight::{Boarding, Flights, Leader, Packet, Passenger, Passengers};
 use meter::Meter;
 
 /// A failure is kept this long: RFC 9520 §3.2 asks for at least a second, so that a broken zone is not asked for by
@@ -47,6 +54,11 @@ const FAILURE_SECS: u32 = 2;
 
 /// What an answer is told with while its addresses are not in the set: the client comes back for the rest soon.
 const UNPROGRAMMED_TTL_SECS: u32 = 1;
+
+thread_local! {
+    /// Room for the reply that is being told. Telling does not wait, and asks nothing in its turn.
+    static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Address types, whose cached answers must be learned once their name becomes a followed target.
 const ADDRESS_TYPES: [u16; 2] = [wire::rtype::A, wire::rtype::AAAA];
@@ -145,6 +157,24 @@ struct Shared {
     meter: Meter,
 }
 
+/// One question on its way.
+struct Flight<S: FnOnce(Passengers)> {
+    question: Arc<Question>,
+    client: IpAddr,
+    /// Whom it is put to.
+    upstreams: Arc<Forward>,
+    /// Where tasks run that it may need.
+    runtime: Handle,
+    leader: Leader<S>,
+}
+
+/// What is left to learn from an answer.
+struct Lesson {
+    mark: Mark,
+    targets: Vec<(Name, u32)>,
+    unknown: Box<Unknown>,
+}
+
 impl Pipeline {
     /// Joins the parts.
     pub fn new(current: Current, cache: Cache, learner: Learner, clock: Clock, registry: &Registry) -> Self {
@@ -175,10 +205,27 @@ impl Pipeline {
     /// Answers whatever it takes: asks an upstream, learns, waits for the set; SERVFAIL at the latest after the
     /// forwarding time-out and the hold. Cancelling it harms nobody: the exchange goes on for others and the cache.
     pub async fn resolve(&self, view: &View<'_>, transport: Transport, client: IpAddr, out: &mut Vec<u8>) {
-        let question = view.question();
-        match self.land(question, client).await {
-            Some(landed) => self.finish(&landed.entry, view, transport, self.0.clock.now(), out),
-            None => self.refuse(&view.refuse(wire::rcode::SERVFAIL), out),
+        let (sender, seat) = oneshot::channel();
+        self.set_out(view.question(), client, Passenger::Task(sender), &Handle::current());
+        match seat.await {
+            Ok(entry) => self.finish(&entry, view, transport, self.0.clock.now(), out),
+            Err(_) => self.refuse(&view.refuse(wire::rcode::SERVFAIL), out),
+        }
+    }
+
+    /// Does as [`Pipeline::resolve`] for the question in `packet`, without a task where none is needed: `tell` gets the
+    /// reply, now or later, here or on another thread. It must not block. Without a question in `packet` it is dropped.
+    pub fn resolve_then(
+        &self,
+        packet: &[u8],
+        transport: Transport,
+        client: IpAddr,
+        runtime: &Handle,
+        tell: impl FnOnce(&[u8]) + Send + 'static,
+    ) {
+        if let Seen::Question(view) = wire::see(packet, transport) {
+            let packet = Packet { octets: packet.into(), transport, tell: Box::new(tell) };
+            self.set_out(view.question(), client, Passenger::Packet(packet), runtime);
         }
     }
 
@@ -223,63 +270,120 @@ impl Pipeline {
         }
     }
 
-    /// Waits for the flight of a question, starting it if it is the first.
-    async fn land(&self, question: Question, client: IpAddr) -> Option<Landed> {
-        let key = Key::of(&question);
-        let seat = match self.0.flights.board(&key) {
-            Boarding::Follow(seat) => seat,
-            Boarding::Lead(leader, seat) => {
-                tokio::spawn(self.clone().fly(question, key, client, leader));
-                seat
+    /// Joins the flight of a question, or starts it.
+    fn set_out(&self, question: Question, client: IpAddr, passenger: Passenger, runtime: &Handle) {
+        let (question, pipeline) = (Arc::new(question), self.clone());
+        match self.0.flights.board(&question, passenger, move |left| pipeline.apologize(left)) {
+            Boarding::Follow => {}
+            Boarding::Full(left) => self.apologize(Passengers::from_iter([left])),
+            Boarding::Lead(leader) => {
+                let upstreams = Arc::clone(self.0.current.load().forward());
+                self.fly(Flight { question, client, upstreams, runtime: runtime.clone(), leader });
             }
-            Boarding::Full => return None,
-        };
-        flight::wait(seat).await
+        }
     }
 
     /// Answers a question for all who wait for it.
-    async fn fly(self, question: Question, key: Key, client: IpAddr, leader: Leader) {
-        let now = self.0.clock.now();
-        let upstreams = Arc::clone(self.0.current.load().forward());
-        let cached = self.0.cache.find(key.as_bytes()).filter(|entry| entry.is_fresh(now));
-        let entry = match cached {
+    fn fly<S: FnOnce(Passengers) + Send + 'static>(&self, flight: Flight<S>) {
+        let Shared { cache, clock, current, meter, .. } = &*self.0;
+        let (now, pipeline, runtime) = (clock.now(), self.clone(), flight.runtime.clone());
+        let cached = cache.find(KeyBuf::new().fill_of(&flight.question));
+        match cached.filter(|entry| entry.is_fresh(now)) {
             // Came in between, by the flight before this one.
-            Some(entry) if entry.is_programmed() && entry.is_of(self.0.current.load().generation) => {
-                self.0.meter.hit();
-                return leader.land(Landed { entry });
+            Some(entry) if entry.is_programmed() && entry.is_of(current.load().generation) => {
+                meter.hit();
+                self.tell(flight.leader.land(), &entry);
             }
-            Some(entry) => self.learn_again(&question, &entry, client).await,
+            Some(entry) => drop(runtime.spawn(async move {
+                let again = pipeline.learn_again(&flight.question, &entry, flight.client).await;
+                pipeline.deliver(flight, &again);
+            })),
             None => {
-                self.0.meter.miss();
-                self.ask(&question, client).await
+                meter.miss();
+                match self.own_answer(&flight.question) {
+                    Some(answer) => pipeline.arrived(flight, answer, Facts::default()),
+                    None => {
+                        Arc::clone(&flight.upstreams).ask_then(Arc::clone(&flight.question), &runtime, move |result| {
+                            let (answer, facts) = match result {
+                                Ok(walked) => (walked.answer, walked.facts),
+                                Err(failure) => (failed(&flight.question, failure.ede()), Facts::default()),
+                            };
+                            pipeline.arrived(flight, answer, facts);
+                        })
+                    }
+                }
             }
-        };
-        if entry.lifetime_secs() > 0 {
-            self.keep(&question, &key, &entry, &upstreams);
         }
-        leader.land(Landed { entry });
     }
 
-    /// Asks policy or an upstream, and learns from the answer.
-    async fn ask(&self, question: &Question, client: IpAddr) -> Entry {
-        let current = self.current();
-        let own =
-            current.special.answer(question).and_then(|octets| wire::walk(&octets, question, &current.rules).ok());
-        let (answer, facts) = match own {
-            Some(walked) => (walked.answer, Facts::default()),
-            None => match current.forward.ask(question).await {
-                Ok(walked) => (walked.answer, walked.facts),
-                Err(failure) => (failed(question, failure.ede()), Facts::default()),
-            },
-        };
-        drop(current);
+    /// Answers names that are ours to answer.
+    fn own_answer(&self, question: &Question) -> Option<Answer> {
+        let current = self.0.current.load();
+        let octets = current.special.answer(question)?;
+        Some(wire::walk(&octets, question, &current.rules).ok()?.answer)
+    }
+
+    /// Learns from an answer, and delivers it where it stands unless that takes a wait.
+    fn arrived<S: FnOnce(Passengers) + Send + 'static>(self, flight: Flight<S>, answer: Answer, facts: Facts) {
         let stored = self.0.clock.now();
         let lifetime_secs = match answer.kind() {
             wire::Kind::Failure => FAILURE_SECS,
             _ => answer.lifetime_secs().unwrap_or(0),
         };
-        let mark = self.learn(question, (facts, answer.heap_bytes()), 0, client).await;
-        Entry::new(question, answer.kept(), stored, lifetime_secs, mark)
+        let octets = answer.heap_bytes();
+        let entry = move |question: &Question, mark| Entry::new(question, answer.kept(), stored, lifetime_secs, mark);
+        match self.learn_known(&flight.question, (facts, octets), 0, flight.client) {
+            Ok(mark) => {
+                let entry = entry(&flight.question, mark);
+                self.deliver(flight, &entry);
+            }
+            Err(lesson) => drop(flight.runtime.clone().spawn(async move {
+                let entry = entry(&flight.question, self.learn_rest(lesson).await);
+                self.deliver(flight, &entry);
+            })),
+        }
+    }
+
+    /// Keeps an answer and tells it to all who wait for it.
+    fn deliver<S: FnOnce(Passengers)>(&self, flight: Flight<S>, entry: &Entry) {
+        let Flight { question, upstreams, leader, .. } = flight;
+        if entry.lifetime_secs() > 0 {
+            self.keep(&question, entry, &upstreams);
+        }
+        self.tell(leader.land(), entry);
+    }
+
+    /// Tells an answer to those who waited for it.
+    fn tell(&self, passengers: Passengers, entry: &Entry) {
+        for passenger in passengers {
+            match passenger {
+                // Whoever waited may be gone.
+                Passenger::Task(seat) => drop(seat.send(entry.clone())),
+                Passenger::Packet(packet) => self.reply(packet, |view, transport, out| {
+                    self.finish(entry, view, transport, self.0.clock.now(), out);
+                }),
+            }
+        }
+    }
+
+    /// Tells those who waited that nothing came; tasks hear it by the end of their channel.
+    fn apologize(&self, passengers: Passengers) {
+        for passenger in passengers {
+            if let Passenger::Packet(packet) = passenger {
+                self.reply(packet, |view, _, out| self.refuse(&view.refuse(wire::rcode::SERVFAIL), out));
+            }
+        }
+    }
+
+    fn reply(&self, packet: Packet, write: impl FnOnce(&View<'_>, Transport, &mut Vec<u8>)) {
+        let Packet { octets, transport, tell } = packet;
+        // The same octets gave a question before.
+        if let Seen::Question(view) = wire::see(&octets, transport) {
+            REPLY.with_borrow_mut(|out| {
+                write(&view, transport, out);
+                tell(out);
+            });
+        }
     }
 
     /// Matches and learns a cached answer anew, without asking anybody.
@@ -289,14 +393,26 @@ impl Pipeline {
         let rules = Rules { min_ttl: 0, max_ttl: u32::MAX, negative_max_ttl: u32::MAX, trust_ad: true };
         let facts = wire::walk(entry.answer().bytes(), question, &rules).map(|walked| walked.facts).unwrap_or_default();
         let octets = entry.answer().octets().len();
-        let mark = self.learn(question, (facts, octets), entry.age_secs(now), client).await;
+        let mark = match self.learn_known(question, (facts, octets), entry.age_secs(now), client) {
+            Ok(mark) => mark,
+            Err(lesson) => self.learn_rest(lesson).await,
+        };
         Entry::new(question, entry.answer(), entry.stored(), entry.lifetime_secs(), mark)
     }
 
     /// Matches the name asked and offers the answer's addresses; `octets` is how large the answer is that waits.
-    async fn learn(&self, question: &Question, (facts, octets): (Facts, usize), age_secs: u32, client: IpAddr) -> Mark {
-        let Shared { learner, clock, meter, .. } = &*self.0;
-        let current = self.current();
+    ///
+    /// # Errors
+    /// A lesson for [`Pipeline::learn_rest`], if addresses are not known yet.
+    fn learn_known(
+        &self,
+        question: &Question,
+        (facts, octets): (Facts, usize),
+        age_secs: u32,
+        client: IpAddr,
+    ) -> Result<Mark, Box<Lesson>> {
+        let Shared { learner, clock, meter, current, .. } = &*self.0;
+        let current = current.load();
         let id = current.catalogue.find(&question.name);
         let found = id.map(|id| (id, current.catalogue.tag(id)));
         let tagged = found.as_ref().map(|(id, tag)| current.tagged(*id, tag, meter));
@@ -307,7 +423,7 @@ impl Pipeline {
             None => (learner.followed(&question.name, clock.now()), Vec::new()),
         };
         let mark = Mark { generation: current.generation, tagged, is_learned: listed.is_some(), programmed: true };
-        let Some((name, tag)) = listed else { return mark };
+        let Some((name, tag)) = listed else { return Ok(mark) };
         // What stands behind the last name of a chain that counts is given, but not learned: told like any answer
         // that is not in the set. Without a chain the answer is our own.
         let is_cut = !facts.all_addresses && !facts.chain.is_empty();
@@ -316,7 +432,7 @@ impl Pipeline {
         }
         let mark = Mark { programmed: !is_cut, ..mark };
         if facts.addresses.is_empty() && targets.is_empty() {
-            return mark;
+            return Ok(mark);
         }
         // A second more than is told: the age of a cached answer is rounded down to whole seconds.
         let needed = |ttl_secs: u32| ttl_secs.saturating_sub(age_secs).saturating_add(1);
@@ -329,8 +445,21 @@ impl Pipeline {
             client: Some(client),
             generation: current.generation,
         };
-        let outcome = learner.offer(offer, clock.now()).await;
-        self.forget_addresses_of(&targets);
+        match learner.offer_known(offer, clock.now()) {
+            Ok(outcome) => Ok(self.learned(mark, outcome, &targets)),
+            Err(unknown) => Err(Box::new(Lesson { mark, targets, unknown })),
+        }
+    }
+
+    /// Offers the addresses that are not known yet; waits at most the hold.
+    async fn learn_rest(&self, lesson: Box<Lesson>) -> Mark {
+        let Lesson { mark, targets, unknown } = *lesson;
+        let outcome = self.0.learner.offer_rest(unknown).await;
+        self.learned(mark, outcome, &targets)
+    }
+
+    fn learned(&self, mark: Mark, outcome: Outcome, targets: &[(Name, u32)]) -> Mark {
+        self.forget_addresses_of(targets);
         Mark { programmed: mark.programmed && outcome == Outcome::Programmed, ..mark }
     }
 
@@ -348,13 +477,13 @@ impl Pipeline {
 
     /// Puts an entry into the cache, unless its name became a followed target while it was on its way, or others than
     /// `upstreams` are asked now. Both are looked at afterwards: what changes later finds the entry there and drops it.
-    fn keep(&self, question: &Question, key: &Key, entry: &Entry, upstreams: &Arc<Forward>) {
+    fn keep(&self, question: &Question, entry: &Entry, upstreams: &Arc<Forward>) {
         let Shared { cache, learner, clock, current, .. } = &*self.0;
-        cache.insert(key, entry.clone());
+        cache.insert(KeyBuf::new().fill_of(question), entry.clone());
         let was_not_learned = !entry.is_learned() && ADDRESS_TYPES.contains(&question.qtype);
         let is_followed = was_not_learned && learner.followed(&question.name, clock.now()).is_some();
         if is_followed || !Arc::ptr_eq(upstreams, current.load().forward()) {
-            cache.remove(key.as_bytes());
+            cache.remove(KeyBuf::new().fill_of(question));
         }
     }
 }

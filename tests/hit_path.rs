@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use greenlane::cache::{Cache, Entry, Key, Mark};
+use greenlane::cache::{Cache, Entry, KeyBuf, Mark};
 use greenlane::catalogue::{self, Catalogue};
 use greenlane::clock::{Clock, Timestamp};
 use greenlane::forward::{self, Forward, Protocol};
@@ -267,7 +267,7 @@ fn fill(cache: &Cache, names: u32, address_count: u8) -> (f64, f64) {
         reply.extend([0, 1, 0, 1]);
         (0..address_count).for_each(|n| reply.extend(record(&[0xc0, 12], A, 300, &[192, 0, 2, n])));
         let answer = wire::walk(&reply, &question, &RULES).unwrap().answer;
-        cache.insert(&Key::of(&question), Entry::new(&question, answer.kept(), START, 300, mark.clone()));
+        cache.insert(KeyBuf::new().fill_of(&question), Entry::new(&question, answer.kept(), START, 300, mark.clone()));
     }
     ((TAKEN.get() - before) as f64, cache.size_bytes() as f64)
 }

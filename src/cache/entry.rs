@@ -163,31 +163,20 @@ fn flags_of(dnssec_ok: bool, checking_disabled: bool) -> u8 {
     u8::from(dnssec_ok) | u8::from(checking_disabled) << 1
 }
 
-/// What an answer is found by: type, DO, CD and the name without case. The class is always IN.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key(Box<[u8]>);
-
-impl Key {
-    /// Makes the key of a question.
-    pub fn of(question: &Question) -> Self {
-        let mut buf = KeyBuf::new();
-        let flags = (question.dnssec_ok, question.checking_disabled);
-        Self(buf.fill(question.qtype, flags, question.name.as_wire()).into())
-    }
-
-    /// Returns the octets, as [`KeyBuf::fill`] makes them.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// Room for a key on the stack, for a look-up without allocation.
+/// What an answer is found by: type, DO, CD and the name without case. The class is always IN. On the stack, so that a
+/// look-up takes no allocation.
 pub struct KeyBuf([u8; KEY_LEN_MAX]);
 
 impl KeyBuf {
     /// Makes an empty buffer.
     pub fn new() -> Self {
         Self([0; KEY_LEN_MAX])
+    }
+
+    /// Writes the key of a question.
+    pub fn fill_of(&mut self, question: &Question) -> &[u8] {
+        let flags = (question.dnssec_ok, question.checking_disabled);
+        self.fill(question.qtype, flags, question.name.as_wire())
     }
 
     /// Writes the key of a lower-case name in wire form; `flags` are DO and CD. A longer name than 255 octets is cut.
@@ -212,12 +201,15 @@ mod tests {
     use crate::name::Name;
     use crate::wire;
 
-    fn entry(name: &str, qtype: u16, flags: (bool, bool)) -> (Entry, Key) {
+    fn entry(name: &str, qtype: u16, flags: (bool, bool)) -> (Entry, Vec<u8>) {
         let (dnssec_ok, checking_disabled) = flags;
         let question = Question { name: Name::parse(name).unwrap(), qtype, qclass: 1, dnssec_ok, checking_disabled };
         let mark = Mark { generation: 7, tagged: None, is_learned: true, programmed: false };
         let answer = wire::synthesize(&question, 0, &[wire::Ede::new(22, "text")]);
-        (Entry::new(&question, answer.kept(), Timestamp::from_secs(1), 30, mark), Key::of(&question))
+        (
+            Entry::new(&question, answer.kept(), Timestamp::from_secs(1), 30, mark),
+            KeyBuf::new().fill_of(&question).to_vec(),
+        )
     }
 
     #[test]
@@ -235,7 +227,7 @@ mod tests {
         for (i, (name, qtype, flags)) in cases.into_iter().enumerate() {
             for (j, (other, other_type, other_flags)) in cases.into_iter().enumerate() {
                 let (entry, key) = (entry(name, qtype, flags).0, entry(other, other_type, other_flags).1);
-                assert_eq!(entry.answers(key.as_bytes()), i == j, "{name} {qtype} for {other} {other_type}");
+                assert_eq!(entry.answers(&key), i == j, "{name} {qtype} for {other} {other_type}");
             }
         }
         assert!(!entry("a.example", 1, (false, false)).0.answers(&[0]));

@@ -1,6 +1,6 @@
 //! Answers that we already have.
 //!
-//! A [`Cache`] maps a [`Key`] (name without case, type, DO, CD) to an [`Entry`]: the upstream's octets with the
+//! A [`Cache`] maps a key ([`KeyBuf`]: name without case, type, DO, CD) to an [`Entry`]: the upstream's octets with the
 //! places of their TTLs, the time they came, and the catalogue's match. It is bounded in octets; what is asked
 //! rarely leaves first. It knows nothing of freshness: the reader asks the entry with its own `now`. DO and CD are
 //! part of the key, or data that failed validation would reach clients that never asked for it (RFC 4035 §4.7).
@@ -14,7 +14,7 @@ use quick_cache::sync::DefaultLifecycle;
 
 mod entry;
 
-pub use entry::{Entry, Key, KeyBuf, Mark, Tagged};
+pub use entry::{Entry, KeyBuf, Mark, Tagged};
 
 /// How much is kept, and how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,9 +102,9 @@ impl Cache {
         self.shards.get(&self.hash(key)).filter(|entry| entry.answers(key))
     }
 
-    /// Keeps an entry, in the place of an older one.
-    pub fn insert(&self, key: &Key, entry: Entry) {
-        self.shards.insert(self.hash(key.as_bytes()), entry);
+    /// Keeps the entry of such a key, in the place of an older one.
+    pub fn insert(&self, key: &[u8], entry: Entry) {
+        self.shards.insert(self.hash(key), entry);
     }
 
     /// Forgets an entry.

@@ -6,7 +6,8 @@
 //! time, at most 30 s.
 //!
 //! The latency is smoothed and its spread kept as RFC 6298 does for TCP; from both comes the *patience*: how long a
-//! try waits before another is started beside it.
+//! try waits before another is started beside it. Where another upstream is well, a question is *hedged* sooner: once
+//! it has waited longer than 19 of 20 replies take, as estimated by one number that each reply nudges.
 
 use std::time::Duration;
 
@@ -30,11 +31,19 @@ const PATIENCE_MIN: Duration = Duration::from_millis(300);
 /// The most patience: a lost packet is made up for within a second.
 const PATIENCE_MAX: Duration = Duration::from_millis(900);
 
+/// Replies before the estimate of what is late is believed.
+const HEDGE_SAMPLES_MIN: u64 = 16;
+
+/// The shortest wait before a question is hedged: below, a second packet costs more than it wins.
+const HEDGE_MIN: Duration = Duration::from_millis(20);
+
 /// The state of one upstream.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     /// Smoothed latency, and its smoothed deviation.
     latency: Option<(Duration, Duration)>,
+    /// What 19 of 20 replies take at most, about.
+    late: Duration,
     /// How many replies of any kind have come.
     heard: u64,
     /// Set while it is down.
@@ -60,6 +69,12 @@ impl Health {
     /// Notes a reply that took `latency`; returns whether the upstream was down.
     pub(super) fn answered(&mut self, latency: Duration) -> bool {
         self.heard += 1;
+        self.late = match self.latency {
+            None => latency * 2,
+            // One step up for 19 down keeps one reply in 20 above it; steps are in proportion, so it finds any scale.
+            Some(_) if latency > self.late => self.late + (self.late * 19 / 256).max(Duration::from_micros(19)),
+            Some(_) => self.late - self.late / 256,
+        };
         self.latency = Some(match self.latency {
             None => (latency, latency / 2),
             Some((smooth, spread)) => ((smooth * 7 + latency) / 8, (spread * 3 + smooth.abs_diff(latency)) / 4),
@@ -140,9 +155,21 @@ impl Health {
         })
     }
 
+    /// Returns how long a question waits before it is hedged, at most [`Health::patience`]; `None` while too little is
+    /// known.
+    pub(super) fn hedge_after(&self) -> Option<Duration> {
+        let patience = self.patience();
+        (self.heard >= HEDGE_SAMPLES_MIN).then(|| self.late.clamp(HEDGE_MIN, patience))
+    }
+
     /// Remembers that it answered without EDNS what it refused with.
     pub(super) fn refused_edns(&mut self, now: Timestamp) {
         self.plain_until = now.after(PLAIN_FOR);
+    }
+
+    /// Returns whether it is to be asked with EDNS at any time.
+    pub(super) fn never_refused_edns(&self) -> bool {
+        self.plain_until == Timestamp::default()
     }
 
     /// Returns whether it is to be asked with EDNS.
@@ -216,6 +243,29 @@ mod tests {
             health.answered(Duration::from_secs(3));
         }
         assert_eq!(health.patience(), PATIENCE_MAX);
+    }
+
+    #[test]
+    fn hedge_comes_after_what_most_replies_take() {
+        let mut health = Health::default();
+        for _ in 0..HEDGE_SAMPLES_MIN - 1 {
+            health.answered(Duration::from_millis(40));
+        }
+        assert_eq!(health.hedge_after(), None);
+        // 18 in 20 take 40 ms, one 90 ms, one 200 ms: what is late lies between the last two.
+        for _ in 0..200 {
+            for _ in 0..18 {
+                health.answered(Duration::from_millis(40));
+            }
+            health.answered(Duration::from_millis(90));
+            health.answered(Duration::from_millis(200));
+        }
+        let late = health.hedge_after().unwrap();
+        assert!(late > Duration::from_millis(70) && late < Duration::from_millis(220), "{late:?}");
+        for _ in 0..3000 {
+            health.answered(Duration::from_micros(100));
+        }
+        assert_eq!(health.hedge_after(), Some(HEDGE_MIN));
     }
 
     #[test]

@@ -56,6 +56,8 @@ impl Kind {
 pub(super) struct Metrics {
     seconds: HistogramVec,
     failures: IntCounterVec,
+    /// Questions put to a second upstream because the first was late.
+    pub(super) hedges: IntCounter,
 }
 
 impl Metrics {
@@ -73,6 +75,10 @@ impl Metrics {
         Self {
             seconds: registry.add(HistogramVec::new(seconds, &["upstream"])),
             failures: registry.add(IntCounterVec::new(failures, &["upstream", "kind"])),
+            hedges: registry.add(IntCounter::new(
+                "greenlane_forward_hedges_total",
+                "Questions put to a second upstream beside the first because that was later than 19 of 20 replies.",
+            )),
         }
     }
 

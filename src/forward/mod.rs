@@ -3,30 +3,41 @@
 //! [`Forward::ask`] takes a question and returns what an upstream answered, walked and unchanged: any rcode, negative
 //! answers, unknown types, all sections, the EDEs. The deepest [`Route`] that covers the name picks the group of
 //! upstreams, the group whom to ask and when the next (`group`), the upstream how (`upstream`: connections, EDNS,
-//! truncation; `health`: who is down and how fast the others are), the transport carries octets (`exchange`).
+//! truncation; `health`: who is down and how fast the others are), the transports carry octets (`udp`, `connection`).
 //!
 //! ```text
-//! Forward::ask ─▶ waiting ─▶ route ─▶ Group::ask ─ race of tries ─▶ Peer::attempt ─▶ Exchange::ask ─▶ wire::walk
+//! Forward::ask ─▶ waiting ─▶ route ─▶ Group::ask ─ race of tries ─▶ Peer::attempt ─┬▶ Datagrams ──▶ wire::walk
+//! Forward::ask_then ── one upstream to ask, and a way to it ──▶ Hope ──────────────┴▶ Connection ─▶ wire::walk
+//!        └─ anything else, now or later ──▶ the race
 //! ```
+//!
+//! [`Forward::ask_then`] is for the many questions that one upstream answers at the first try: no task, no timer, and
+//! what follows happens where the reply was read (`quick`). Whatever else comes up goes over to the race, the try that
+//! was begun included.
 //!
 //! What is asked upstream: the question with RD and a fresh random id, CD as the client set it, and one OPT of our
 //! own with DO as the client set it, 1232 octets and no option; nothing else of the client's query. AD is set when
 //! the upstream's AD bit is believed ([`TrustAd`]), since only then is the reply's of use (RFC 6840 §5.7).
 //!
 //! Bounds: [`WAITING_MAX`] questions wait at a time, the oldest gives way; each at most [`Options::timeout`]; four
-//! tries per upstream; UDP sockets at most half of what the process may open, in equal shares. Dropping the future of an `ask` gives up
-//! its tries. A question that fails does so with a [`Failure`], each of which has its EDE (RFC 8914).
+//! tries per upstream; UDP sockets at most half of what the process may open, in equal shares. Dropping the future of
+//! an `ask` gives up its tries. A question that fails does so with a [`Failure`], each of which has its EDE (RFC 8914).
 
-mod exchange;
+mod connection;
 mod group;
 mod health;
+mod hopes;
 mod measure;
+mod message;
+mod quick;
 mod tls;
+mod udp;
 mod upstream;
 mod waiting;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,6 +50,7 @@ use tokio::time::Instant;
 
 use self::group::Group;
 use self::measure::Metrics;
+use self::udp::Reader;
 use self::upstream::{Peer, Setting};
 use self::waiting::Waiting;
 use crate::clock::Clock;
@@ -203,6 +215,9 @@ pub enum OptionsError {
         /// What is wrong with it.
         reason: String,
     },
+    /// No thread or no descriptor is left for the replies over UDP.
+    #[error("reading upstream replies: {0}")]
+    Reader(#[source] io::Error),
     /// The TLS library refused its own defaults.
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
@@ -261,11 +276,13 @@ pub struct UpstreamStatus {
 /// The upstreams of one configuration; share it in an `Arc`.
 pub struct Forward {
     timeout: Duration,
-    general: Group,
-    routes: Vec<Group>,
+    general: Arc<Group>,
+    routes: Vec<Arc<Group>>,
     /// Zone in wire form → index into `routes`.
     zones: HashMap<Box<[u8]>, usize>,
-    waiting: Waiting,
+    waiting: Arc<Waiting>,
+    /// Who reads the replies over UDP; `None` without such an upstream.
+    reader: Option<Arc<Reader>>,
     clock: Clock,
     metrics: Metrics,
 }
@@ -293,7 +310,7 @@ impl Forward {
         registry: &Registry,
         roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self, OptionsError> {
-        Self::build(options, rules, clock, Metrics::new(registry), roots)
+        Self::build(options, rules, clock, Metrics::new(registry), (roots, None))
     }
 
     /// Makes the upstreams of a new configuration, with the metrics and the clock of this one.
@@ -303,7 +320,8 @@ impl Forward {
     /// # Errors
     /// [`OptionsError`] as its variants say.
     pub fn renewed(&self, options: Options, rules: Rules) -> Result<Self, OptionsError> {
-        Self::build(options, rules, self.clock.clone(), self.metrics.clone(), tls::roots_from_environment()?)
+        let roots = tls::roots_from_environment()?;
+        Self::build(options, rules, self.clock.clone(), self.metrics.clone(), (roots, self.reader.clone()))
     }
 
     /// Asks the upstreams of the deepest route that covers the name, or the general ones.
@@ -315,8 +333,8 @@ impl Forward {
     /// [`Failure`] when nothing can be passed on.
     pub async fn ask(&self, question: &Question) -> Result<Walked, Failure> {
         let deadline = Instant::now() + self.timeout;
-        let mut seat = self.waiting.enter();
-        let asking = self.group(&question.name).ask(question, self.clock.now(), deadline);
+        let seat = self.waiting.enter();
+        let asking = self.group(&question.name).ask(question, &self.clock, deadline);
         tokio::select! {
             biased;
             result = asking => result,
@@ -332,11 +350,11 @@ impl Forward {
     /// Returns the state of each upstream: the general ones, then those of each route, as configured.
     pub fn status(&self) -> Vec<UpstreamStatus> {
         let groups = std::iter::once(&self.general).chain(&self.routes);
-        groups.flat_map(Group::peers).map(|peer| peer.status()).collect()
+        groups.flat_map(|group| group.peers()).map(|peer| peer.status()).collect()
     }
 
     /// Finds the deepest route that covers `name`.
-    fn group(&self, name: &Name) -> &Group {
+    fn group(&self, name: &Name) -> &Arc<Group> {
         let mut rest = name.as_wire();
         while !self.zones.is_empty() {
             if let Some(&at) = self.zones.get(rest) {
@@ -355,15 +373,23 @@ impl Forward {
         rules: Rules,
         clock: Clock,
         metrics: Metrics,
-        roots: Vec<CertificateDer<'static>>,
+        (roots, reader): (Vec<CertificateDer<'static>>, Option<Arc<Reader>>),
     ) -> Result<Self, OptionsError> {
-        let upstream_count = options.upstreams.len() + options.routes.iter().map(|r| r.upstreams.len()).sum::<usize>();
+        let upstreams = || options.upstreams.iter().chain(options.routes.iter().flat_map(|route| &route.upstreams));
+        let upstream_count = upstreams().count();
+        let reader = match reader {
+            None if upstreams().any(|upstream| upstream.protocol == Protocol::Udp) => {
+                Some(Arc::new(Reader::start().map_err(OptionsError::Reader)?))
+            }
+            kept => kept,
+        };
         let maker = Maker {
             strategy: options.strategy,
             trust_ad: options.trust_ad,
             rules,
             tls: Arc::new(tls::client_config(roots)?),
-            sockets_max: (exchange::sockets_max() / upstream_count.max(1)).max(SOCKETS_MIN),
+            sockets_max: (udp::sockets_max() / upstream_count.max(1)).max(SOCKETS_MIN),
+            reader: reader.clone(),
             lingering: Arc::new(Semaphore::new(group::LINGERING_MAX)),
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -378,7 +404,7 @@ impl Forward {
             zones.entry(route.zone.as_wire().into()).or_insert(at);
         }
         let waiting = Waiting::new(WAITING_MAX);
-        Ok(Self { timeout: options.timeout, general, routes, zones, waiting, clock, metrics })
+        Ok(Self { timeout: options.timeout, general, routes, zones, waiting, reader, clock, metrics })
     }
 }
 
@@ -390,6 +416,7 @@ struct Maker {
     tls: Arc<rustls::ClientConfig>,
     /// Of each upstream: a dead one must not keep the sockets that the others need.
     sockets_max: usize,
+    reader: Option<Arc<Reader>>,
     lingering: Arc<Semaphore>,
     clock: Clock,
     metrics: Metrics,
@@ -397,7 +424,7 @@ struct Maker {
 
 impl Maker {
     /// Makes one group; `place` is what its upstreams are called, before their number.
-    fn group(&self, place: &str, of: &str, upstreams: Vec<Upstream>) -> Result<Group, OptionsError> {
+    fn group(&self, place: &str, of: &str, upstreams: Vec<Upstream>) -> Result<Arc<Group>, OptionsError> {
         if upstreams.is_empty() {
             return Err(OptionsError::NoUpstreams(of.to_owned()));
         }
@@ -406,7 +433,7 @@ impl Maker {
             .enumerate()
             .map(|(at, upstream)| Ok(Arc::new(self.peer(format!("{place}-{}", at + 1), upstream)?)))
             .collect::<Result<_, OptionsError>>()?;
-        Ok(Group::new(peers, self.strategy, self.lingering.clone()))
+        Ok(Arc::new(Group::new(peers, self.strategy, self.lingering.clone(), self.metrics.hedges.clone())))
     }
 
     fn peer(&self, place: String, upstream: Upstream) -> Result<Peer, OptionsError> {
@@ -424,7 +451,8 @@ impl Maker {
             place,
             tls,
             rules: Rules { trust_ad, ..self.rules },
-            sockets: Arc::new(Semaphore::new(self.sockets_max)),
+            sockets_max: self.sockets_max,
+            reader: self.reader.clone().filter(|_| upstream.protocol == Protocol::Udp),
             clock: self.clock.clone(),
         };
         Ok(Peer::new(upstream, setting))

@@ -16,12 +16,15 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::exchange::{Broken, Exchange, Manner, is_bare_refusal, is_truncated};
+use super::connection::Connection;
 use super::health::Health;
+use super::hopes::{Broken, Hope, Leaves, Place};
 use super::measure::{Kind, Tally};
+use super::message::{Manner, is_bare_refusal, is_truncated};
+use super::udp::{Datagrams, Reader};
 use super::{Protocol, Upstream, UpstreamStatus};
 use crate::clock::Clock;
 use crate::wire::{Question, Rules, Walked, rcode, walk};
@@ -57,8 +60,9 @@ pub(super) struct Setting {
     pub(super) rules: Rules,
     /// Its metrics.
     pub(super) tally: Tally,
-    /// The bound on its open UDP sockets.
-    pub(super) sockets: Arc<Semaphore>,
+    /// The bound on its open UDP sockets, and who reads them; with [`Protocol::Udp`] only.
+    pub(super) sockets_max: usize,
+    pub(super) reader: Option<Arc<Reader>>,
     /// Where stamps come from.
     pub(super) clock: Clock,
 }
@@ -71,23 +75,26 @@ pub(super) struct Peer {
     /// Tries begun and replies that were of use.
     asked: AtomicU64,
     answered: AtomicU64,
-    datagrams: Mutex<Option<Exchange>>,
+    /// With [`Protocol::Udp`] only.
+    datagrams: Option<Datagrams>,
     connection: Mutex<Option<Connecting>>,
 }
 
 /// A connection, or the wait for one, shared by all who need it.
-type Connecting = Shared<BoxFuture<'static, Result<Exchange, Broken>>>;
+type Connecting = Shared<BoxFuture<'static, Result<Connection, Broken>>>;
 
 impl Peer {
     /// Makes an upstream that was never asked.
     pub(super) fn new(upstream: Upstream, setting: Setting) -> Self {
+        let mismatches = setting.tally.failures(Kind::Mismatch).clone();
+        let ports = |reader| Datagrams::new(upstream.addr, setting.sockets_max, mismatches, reader);
         Self {
+            datagrams: setting.reader.clone().map(ports),
             upstream,
             setting,
             health: Mutex::default(),
             asked: AtomicU64::new(0),
             answered: AtomicU64::new(0),
-            datagrams: Mutex::new(None),
             connection: Mutex::new(None),
         }
     }
@@ -115,6 +122,12 @@ impl Peer {
         if self.upstream.protocol == Protocol::Udp || self.is_connected() { patience } else { patience.max(CONNECTING) }
     }
 
+    /// Returns how long a question put to it waits before it is hedged, if it is to be.
+    pub(super) fn hedge_after(&self) -> Option<Duration> {
+        let hedge_after = self.health().hedge_after();
+        hedge_after.filter(|_| self.upstream.protocol == Protocol::Udp || self.is_connected())
+    }
+
     /// Returns what a status page tells.
     pub(super) fn status(&self) -> UpstreamStatus {
         let health = self.health();
@@ -134,7 +147,58 @@ impl Peer {
     pub(super) async fn attempt(self: Arc<Self>, question: Arc<Question>, patience: Duration) -> Outcome {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let heard = self.health().heard();
-        let mut asking = std::pin::pin!(self.ask_with_or_without_edns(&question));
+        self.follow(&question, None, heard, patience).await
+    }
+
+    /// Goes on with a try that was begun elsewhere; `patience` is what is left of it.
+    pub(super) async fn resume(self: Arc<Self>, question: Arc<Question>, begun: Begun, patience: Duration) -> Outcome {
+        let heard = begun.heard;
+        self.follow(&question, Some(begun), heard, patience).await
+    }
+
+    /// Returns how it can be asked without a wait: over UDP, or over a connection that stands.
+    pub(super) fn way(&self) -> Option<Way<'_>> {
+        match &self.datagrams {
+            Some(datagrams) => Some(Way::Datagrams(datagrams)),
+            None => self.connected().map(Way::Connection),
+        }
+    }
+
+    /// Notes that a try begins without a task; returns how it is put, and what [`Health::heard`] says.
+    ///
+    /// The try is ended by [`Peer::answer_of`], or by [`Peer::resume`] with what was returned here.
+    pub(super) fn begin(&self) -> (Manner, u64) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let health = self.health();
+        let edns = health.never_refused_edns() || health.knows_edns(self.setting.clock.now());
+        (self.manner(edns), health.heard())
+    }
+
+    /// Returns the answer in a reply if nothing is left to do: whole, sound and final. Notes it only then.
+    pub(super) fn answer_of(&self, reply: &[u8], question: &Question, latency: Duration) -> Option<Walked> {
+        if is_truncated(reply) {
+            return None;
+        }
+        let walked = walk(reply, question, &self.setting.rules).ok().filter(is_final)?;
+        self.setting.tally.seconds.observe(latency.as_secs_f64());
+        let was_down = {
+            let mut health = self.health();
+            health.served(true);
+            health.answered(latency)
+        };
+        if was_down {
+            self.tell_recovery();
+        }
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        Some(walked)
+    }
+
+    async fn follow(&self, question: &Arc<Question>, begun: Option<Begun>, heard: u64, patience: Duration) -> Outcome {
+        let mut asking = std::pin::pin!(self.ask_with_or_without_edns(question, begun));
+        if patience.is_zero() {
+            self.note_silence(heard);
+            return self.judge(asking.await);
+        }
         let result = match tokio::time::timeout(patience, &mut asking).await {
             Ok(result) => result,
             Err(_) => {
@@ -146,13 +210,14 @@ impl Peer {
     }
 
     /// Asks with EDNS unless it is known to refuse it, and once without if it refuses now (RFC 6891 §7).
-    async fn ask_with_or_without_edns(&self, question: &Question) -> Result<Walked, Reason> {
-        let edns = self.health().knows_edns(self.setting.clock.now());
-        let first = self.ask_and_walk(question, edns).await;
+    async fn ask_with_or_without_edns(&self, question: &Arc<Question>, begun: Option<Begun>) -> Result<Walked, Reason> {
+        let edns =
+            begun.as_ref().map_or_else(|| self.health().knows_edns(self.setting.clock.now()), |begun| begun.edns);
+        let first = self.ask_and_walk(question, edns, begun).await;
         if !edns || !is_edns_refusal(&first) {
             return first;
         }
-        let second = self.ask_and_walk(question, false).await;
+        let second = self.ask_and_walk(question, false, None).await;
         if second.is_ok() && !is_edns_refusal(&second) {
             self.health().refused_edns(self.setting.clock.now());
             return second;
@@ -162,9 +227,8 @@ impl Peer {
     }
 
     /// Gets a reply, walks it, and measures it.
-    async fn ask_and_walk(&self, question: &Question, edns: bool) -> Result<Walked, Reason> {
-        let manner = Manner { edns, authentic_data: self.setting.rules.trust_ad };
-        let (reply, latency) = self.ask(question, manner).await?;
+    async fn ask_and_walk(&self, question: &Arc<Question>, edns: bool, begun: Option<Begun>) -> Result<Walked, Reason> {
+        let (reply, latency) = self.ask(question, self.manner(edns), begun).await?;
         self.note_reply(latency);
         if is_bare_refusal(&reply) {
             return Err(Reason::BareRefusal);
@@ -173,46 +237,69 @@ impl Peer {
         if walked.truncated { Err(Reason::Malformed) } else { Ok(walked) }
     }
 
+    fn manner(&self, edns: bool) -> Manner {
+        Manner { edns, authentic_data: self.setting.rules.trust_ad }
+    }
+
     /// Gets a whole reply over the upstream's protocol, and the time it took without connecting.
-    async fn ask(&self, question: &Question, manner: Manner) -> Result<(Vec<u8>, Duration), Reason> {
-        if self.upstream.protocol == Protocol::Udp {
-            let begun = Instant::now();
-            let reply = self.datagrams().ask(question, manner).await?;
-            if !is_truncated(&reply) {
-                return Ok((reply, begun.elapsed()));
+    async fn ask(
+        &self,
+        question: &Arc<Question>,
+        manner: Manner,
+        begun: Option<Begun>,
+    ) -> Result<(Vec<u8>, Duration), Reason> {
+        let Some(datagrams) = &self.datagrams else {
+            return self.ask_connected(question, manner, begun).await;
+        };
+        let (reply, latency) = match begun {
+            Some(begun) => begun.reply().await?,
+            None => {
+                let begun = Instant::now();
+                (datagrams.ask(question, manner).await?, begun.elapsed())
             }
-            self.note_reply(begun.elapsed());
-            // The upstream is well, only its TCP is not; what is cut is never used, for nobody could tell it from whole.
-            return self.ask_connected(question, manner).await.map_err(|_| Reason::Truncated);
+        };
+        if !is_truncated(&reply) {
+            return Ok((reply, latency));
         }
-        self.ask_connected(question, manner).await
+        self.note_reply(latency);
+        // The upstream is well, only its TCP is not; what is cut is never used, for nobody could tell it from whole.
+        self.ask_connected(question, manner, None).await.map_err(|_| Reason::Truncated)
     }
 
     /// Asks over the connection; once more over a new one if it closes first.
-    async fn ask_connected(&self, question: &Question, manner: Manner) -> Result<(Vec<u8>, Duration), Reason> {
+    async fn ask_connected(
+        &self,
+        question: &Arc<Question>,
+        manner: Manner,
+        mut begun: Option<Begun>,
+    ) -> Result<(Vec<u8>, Duration), Reason> {
         let mut last = None;
         for _ in 0..2 {
-            let exchange = self.connect().await?;
-            let begun = Instant::now();
-            match exchange.ask(question, manner).await {
-                Ok(reply) => return Ok((reply, begun.elapsed())),
+            let result = match begun.take() {
+                Some(begun) => begun.reply().await,
+                None => self.ask_once_connected(question, manner).await?,
+            };
+            match result {
+                Ok(reply) => return Ok(reply),
                 Err(broken) => last = Some(broken),
             }
-            exchange.retire();
         }
         Err(last.map_or(Reason::Malformed, Reason::Broken))
     }
 
-    /// Returns the UDP exchange, made anew if its task has ended.
-    fn datagrams(&self) -> Exchange {
-        let mut datagrams = self.datagrams.lock();
-        match &*datagrams {
-            Some(exchange) if !exchange.is_over() => exchange.clone(),
-            _ => {
-                let made = Exchange::udp(self.upstream.addr, self.setting.sockets.clone(), self.mismatches());
-                datagrams.insert(made).clone()
-            }
+    /// Asks over the connection that stands or is made for it; not having one is another error than losing it.
+    async fn ask_once_connected(
+        &self,
+        question: &Arc<Question>,
+        manner: Manner,
+    ) -> Result<Result<(Vec<u8>, Duration), Broken>, Broken> {
+        let connection = self.connect().await?;
+        let begun = Instant::now();
+        let result = connection.ask(question, manner).await.map(|reply| (reply, begun.elapsed()));
+        if result.is_err() {
+            connection.retire();
         }
+        Ok(result)
     }
 
     /// Returns the kept connection, the one being made, or a new one.
@@ -220,7 +307,7 @@ impl Peer {
         let mut connection = self.connection.lock();
         if let Some(kept) = &*connection {
             // Still connecting, or connected and usable.
-            if kept.peek().is_none_or(|made| made.as_ref().is_ok_and(|exchange| !exchange.is_over())) {
+            if kept.peek().is_none_or(|made| made.as_ref().is_ok_and(|connection| !connection.is_over())) {
                 return kept.clone();
             }
         }
@@ -232,18 +319,18 @@ impl Peer {
         let (addr, mismatches, tls) = (self.upstream.addr, self.mismatches(), self.setting.tls.clone());
         let task = tokio::spawn(async move {
             match tls {
-                Some((name, config)) => Exchange::tls(addr, name, config, mismatches).await,
-                None => Exchange::tcp(addr, mismatches).await,
+                Some((name, config)) => Connection::tls(addr, name, config, mismatches).await,
+                None => Connection::tcp(addr, mismatches).await,
             }
         });
         async move { task.await.unwrap_or_else(|_| Err(Broken("the runtime is ending".to_owned()))) }.boxed().shared()
     }
 
     /// Returns the connection if it stands.
-    fn connected(&self) -> Option<Exchange> {
-        let connection = self.connection.lock();
-        let exchange = connection.as_ref()?.peek()?.as_ref().ok()?;
-        (!exchange.is_over()).then(|| exchange.clone())
+    fn connected(&self) -> Option<Connection> {
+        let kept = self.connection.lock();
+        let connection = kept.as_ref()?.peek()?.as_ref().ok()?;
+        (!connection.is_over()).then(|| connection.clone())
     }
 
     fn is_connected(&self) -> bool {
@@ -258,8 +345,12 @@ impl Peer {
     fn note_reply(&self, latency: Duration) {
         self.setting.tally.seconds.observe(latency.as_secs_f64());
         if self.health().answered(latency) {
-            tracing::info!(upstream = %self.upstream, "upstream answers again");
+            self.tell_recovery();
         }
+    }
+
+    fn tell_recovery(&self) {
+        tracing::info!(upstream = %self.upstream, "upstream answers again");
     }
 
     /// Notes that a try got nothing within its patience.
@@ -274,8 +365,8 @@ impl Peer {
             tracing::warn!(upstream = %self.upstream, "upstream does not answer");
         }
         // The path of a connection may have died unseen; what waits on it goes on waiting.
-        if silent && let Some(exchange) = self.connected() {
-            exchange.retire();
+        if silent && let Some(connection) = self.connected() {
+            connection.retire();
         }
     }
 
@@ -308,6 +399,63 @@ impl Peer {
     fn note_broken(&self, error: String) {
         if self.health().broke(error.clone(), self.setting.clock.now()) {
             tracing::warn!(upstream = %self.upstream, %error, "upstream cannot be reached");
+        }
+    }
+}
+
+/// How an upstream can be asked without a wait.
+pub(super) enum Way<'a> {
+    /// Over UDP.
+    Datagrams(&'a Datagrams),
+    /// Over a connection that stands.
+    Connection(Connection),
+}
+
+impl Way<'_> {
+    /// Sends a question; see [`Datagrams::send`] and [`Connection::send`].
+    pub(super) fn send(
+        &self,
+        question: &Arc<Question>,
+        manner: Manner,
+        due: Instant,
+        hope: Box<dyn Hope>,
+    ) -> Option<Place> {
+        match self {
+            Self::Datagrams(datagrams) => datagrams.send(question, manner, Some(due), hope),
+            Self::Connection(connection) => connection.send(question, manner, Some(due), hope),
+        }
+    }
+}
+
+/// A try that was begun without a task of its own.
+pub(super) struct Begun {
+    /// Whether it was asked with EDNS.
+    pub(super) edns: bool,
+    /// What [`Health::heard`] said when it began.
+    pub(super) heard: u64,
+    /// When it began.
+    pub(super) at: Instant,
+    /// What has come of it.
+    pub(super) so_far: SoFar,
+}
+
+/// What has come of a try.
+pub(super) enum SoFar {
+    /// A reply, and when; or the news that there is none.
+    Ended(Result<(Vec<u8>, Duration), Broken>),
+    /// Nothing yet.
+    Waiting(oneshot::Receiver<Result<Vec<u8>, Broken>>, Leaves),
+}
+
+impl Begun {
+    /// Waits for the reply, if it has not come.
+    async fn reply(self) -> Result<(Vec<u8>, Duration), Broken> {
+        match self.so_far {
+            SoFar::Ended(result) => result,
+            SoFar::Waiting(reply, _leaves) => match reply.await {
+                Ok(reply) => Ok((reply?, self.at.elapsed())),
+                Err(_) => Err(Broken("the socket was closed".to_owned())),
+            },
         }
     }
 }

@@ -5,9 +5,12 @@
 //! client.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+
+use super::hopes::Place;
 
 /// The seats; entering is never refused.
 #[derive(Debug)]
@@ -20,53 +23,97 @@ pub(super) struct Waiting {
 struct Seats {
     next: u64,
     /// By the order of entering.
-    taken: BTreeMap<u64, oneshot::Sender<()>>,
+    taken: BTreeMap<u64, Notice>,
+}
+
+/// How a question hears that its seat is taken by a later one.
+#[derive(Debug, Default)]
+enum Notice {
+    /// Not yet told how.
+    #[default]
+    None,
+    /// A task: dropping the sender tells it.
+    Task(#[expect(dead_code, reason = "it is dropped")] oneshot::Sender<()>),
+    /// It waits for a reply without a task.
+    Place(Place),
 }
 
 /// One question's seat, given up when dropped.
 #[derive(Debug)]
-pub(super) struct Seat<'a> {
-    waiting: &'a Waiting,
+pub(super) struct Seat {
+    waiting: Arc<Waiting>,
     number: u64,
-    evicted: oneshot::Receiver<()>,
 }
 
 impl Waiting {
     /// Makes room for `seats_max` questions, at least one.
-    pub(super) fn new(seats_max: usize) -> Self {
-        Self { seats_max: seats_max.max(1), seats: Mutex::default() }
+    pub(super) fn new(seats_max: usize) -> Arc<Self> {
+        Arc::new(Self { seats_max: seats_max.max(1), seats: Mutex::default() })
     }
 
     /// Takes a seat, the oldest one if none is free.
-    pub(super) fn enter(&self) -> Seat<'_> {
-        let (evict, evicted) = oneshot::channel();
-        let mut seats = self.seats.lock();
-        if seats.taken.len() >= self.seats_max {
-            // Dropping the sender tells its question.
-            seats.taken.pop_first();
+    pub(super) fn enter(self: &Arc<Self>) -> Seat {
+        let (number, evicted) = {
+            let mut seats = self.seats.lock();
+            let evicted = if seats.taken.len() >= self.seats_max { seats.taken.pop_first() } else { None };
+            let number = seats.next;
+            seats.next += 1;
+            seats.taken.insert(number, Notice::None);
+            (number, evicted)
+        };
+        if let Some((_, Notice::Place(place))) = evicted
+            && let Some(hope) = place.take()
+        {
+            hope.evicted();
         }
-        let number = seats.next;
-        seats.next += 1;
-        seats.taken.insert(number, evict);
-        Seat { waiting: self, number, evicted }
+        Seat { waiting: Arc::clone(self), number }
     }
 
     /// Returns how many wait.
     pub(super) fn len(&self) -> usize {
         self.seats.lock().taken.len()
     }
-}
 
-impl Seat<'_> {
-    /// Waits until the seat is taken by a later question.
-    pub(super) async fn evicted(&mut self) {
-        let _ = (&mut self.evicted).await;
+    /// Says that the question with seat `number` hears at `place` that it lost it; nothing if it has by now. One that
+    /// went over to a task meanwhile hears it there.
+    pub(super) fn notify_at(&self, number: u64, place: Place) {
+        if let Some(notice @ Notice::None) = self.seats.lock().taken.get_mut(&number) {
+            *notice = Notice::Place(place);
+        }
+    }
+
+    fn notify_task(&self, number: u64, sender: oneshot::Sender<()>) {
+        let before =
+            self.seats.lock().taken.get_mut(&number).map(|notice| std::mem::replace(notice, Notice::Task(sender)));
+        // Outside of the lock: it may hold the last hand on a socket.
+        drop(before);
     }
 }
 
-impl Drop for Seat<'_> {
+impl Seat {
+    /// Returns the room it is in.
+    pub(super) fn waiting(&self) -> &Arc<Waiting> {
+        &self.waiting
+    }
+
+    /// Returns its number, for [`Waiting::notify_at`].
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Waits until the seat is taken by a later question.
+    pub(super) async fn evicted(&self) {
+        let (sender, evicted) = oneshot::channel();
+        self.waiting.notify_task(self.number, sender);
+        let _ = evicted.await;
+    }
+}
+
+impl Drop for Seat {
     fn drop(&mut self) {
-        self.waiting.seats.lock().taken.remove(&self.number);
+        let left = self.waiting.seats.lock().taken.remove(&self.number);
+        // Outside of the lock: it may hold the last hand on a socket.
+        drop(left);
     }
 }
 
@@ -79,10 +126,10 @@ mod tests {
     #[test]
     fn full_room_evicts_the_oldest_only() {
         let room = Waiting::new(2);
-        let mut first = room.enter();
-        let mut second = room.enter();
+        let first = room.enter();
+        let second = room.enter();
         assert!(first.evicted().now_or_never().is_none());
-        let mut third = room.enter();
+        let third = room.enter();
         assert!(first.evicted().now_or_never().is_some());
         assert!(second.evicted().now_or_never().is_none());
         assert!(third.evicted().now_or_never().is_none());

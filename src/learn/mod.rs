@@ -178,6 +178,15 @@ impl Outcome {
     }
 }
 
+/// What is left of an offer once the known addresses have been extended.
+#[derive(Debug)]
+pub struct Unknown {
+    rest: Admitted,
+    octets: usize,
+    hold: Duration,
+    now: Timestamp,
+}
+
 /// What handles and writer share.
 #[derive(Debug)]
 struct Shared {
@@ -278,14 +287,33 @@ impl Learner {
     ///
     /// An offer is applied even if its caller stops waiting. Addresses that may not be learned are left out and
     /// counted; they do not change the outcome.
-    pub async fn offer(&self, mut offer: Offer, now: Timestamp) -> Outcome {
+    pub async fn offer(&self, offer: Offer, now: Timestamp) -> Outcome {
+        match self.offer_known(offer, now) {
+            Ok(outcome) => outcome,
+            Err(unknown) => self.offer_rest(unknown).await,
+        }
+    }
+
+    /// Does as [`Learner::offer`] if that takes no wait.
+    ///
+    /// # Errors
+    /// What is left to offer with [`Learner::offer_rest`]: addresses that are not known yet.
+    pub fn offer_known(&self, mut offer: Offer, now: Timestamp) -> Result<Outcome, Box<Unknown>> {
         self.follow(&mut offer, now);
-        let rules = self.shared.rules.load_full();
+        let rules = self.shared.rules.load();
         let octets = offer.octets;
-        let outcome = match self.extend_known(offer, &rules, now) {
-            None => Outcome::Programmed,
-            Some(rest) => self.wait(rest, octets, rules.hold, now).await,
-        };
+        match self.extend_known(offer, &rules, now) {
+            None => {
+                self.metrics.offered(Outcome::Programmed);
+                Ok(Outcome::Programmed)
+            }
+            Some(rest) => Err(Box::new(Unknown { rest, octets, hold: rules.hold, now })),
+        }
+    }
+
+    /// Offers what is not known yet; waits at most the hold.
+    pub async fn offer_rest(&self, unknown: Box<Unknown>) -> Outcome {
+        let outcome = self.wait(*unknown).await;
         self.metrics.offered(outcome);
         outcome
     }
@@ -403,7 +431,7 @@ impl Learner {
     }
 
     /// Hands the offer to the writer and waits until it is published and held.
-    async fn wait(&self, offer: Admitted, octets: usize, hold: Duration, now: Timestamp) -> Outcome {
+    async fn wait(&self, Unknown { rest: offer, octets, hold, now }: Unknown) -> Outcome {
         let (reply, outcome) = oneshot::channel();
         // The queue is as long as answers may wait: one that finds no room, or must make some, goes out at once with a
         // TTL of 1 s, and its next hit offers it again.

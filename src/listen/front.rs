@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
 use super::access::Allowed;
 use super::meter::Dropped;
 use super::{Access, Meter};
@@ -27,6 +29,19 @@ impl Front {
     /// Takes one look at clock and access list, for the packets of one read.
     pub fn moment(&self) -> Moment<'_> {
         Moment { front: self, allowed: self.access.look(), now: self.clock.now() }
+    }
+
+    /// Does as [`Front::slow`] without a task where none is needed: `tell` gets the reply, maybe on another thread. It
+    /// must not block.
+    pub fn slow_then(
+        &self,
+        packet: &[u8],
+        transport: Transport,
+        client: IpAddr,
+        runtime: &Handle,
+        tell: impl FnOnce(&[u8]) + Send + 'static,
+    ) {
+        self.pipeline.resolve_then(packet, transport, client, runtime, tell);
     }
 
     /// Answers a packet that the quick way missed, however long it takes.

@@ -1,110 +1,143 @@
 //! Single flight: equal questions that are on their way share one exchange and one hold.
 //!
-//! The first to ask leads: its question is answered in a task of its own, so that a client that goes away takes no
-//! answer from the others. Whoever asks meanwhile waits for that task. No second client overtakes the first one's
-//! programming, since both are released by the same event.
+//! The first to ask leads: its question goes on whatever becomes of its client, so that one that goes away takes no
+//! answer from the others. Whoever asks meanwhile comes aboard. All are told by the same event, so no second client
+//! overtakes the first one's programming.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
 
-use crate::cache::{Entry, Key};
+use crate::cache::Entry;
+use crate::wire::{Question, Transport};
 
 /// The most questions on their way at once; one more is answered with SERVFAIL.
 const FLIGHTS_MAX: usize = 16_384;
 
-/// What a flight brings: the answer, and whether it may be told with its TTLs.
-#[derive(Clone, Debug)]
-pub(super) struct Landed {
-    /// The answer with its times.
-    pub(super) entry: Entry,
+/// Tells a client its reply; dropped, if there is none to tell.
+pub type Tell = Box<dyn FnOnce(&[u8]) + Send>;
+
+/// Whoever waits for a flight.
+pub(super) enum Passenger {
+    /// A task. It hears of the leader's failure by the end of the channel.
+    Task(oneshot::Sender<Entry>),
+    /// A packet whose reply is made and told where the flight lands.
+    Packet(Packet),
 }
 
-type Seat = watch::Receiver<Option<Landed>>;
+/// A question as its client sent it, and how the client is told.
+pub(super) struct Packet {
+    pub(super) octets: SmallVec<[u8; 64]>,
+    pub(super) transport: Transport,
+    pub(super) tell: Tell,
+}
+
+/// Those who wait for one flight; mostly it is one.
+pub(super) type Passengers = SmallVec<[Passenger; 1]>;
 
 /// The questions on their way.
-#[derive(Debug, Default)]
-pub(super) struct Flights(Mutex<HashMap<Key, Seat, foldhash::fast::RandomState>>);
+#[derive(Default)]
+pub(super) struct Flights(Mutex<HashMap<Arc<Question>, Passengers, foldhash::fast::RandomState>>);
 
 /// How a question travels.
-pub(super) enum Boarding {
+pub(super) enum Boarding<S: FnOnce(Passengers)> {
     /// It is the first: whoever holds this answers it with [`Leader::land`].
-    Lead(Leader, Seat),
+    Lead(Leader<S>),
     /// It waits for another's answer.
-    Follow(Seat),
-    /// There are too many on their way.
-    Full,
+    Follow,
+    /// There are too many on their way; it stays behind.
+    Full(Passenger),
 }
 
-/// The duty to answer; dropping it without [`Leader::land`] tells those who wait that nothing came.
-pub(super) struct Leader {
-    key: Key,
+/// The duty to answer; dropping it without [`Leader::land`] leaves those who wait to `sorry`.
+pub(super) struct Leader<S: FnOnce(Passengers)> {
+    question: Arc<Question>,
     flights: Arc<Flights>,
-    gate: watch::Sender<Option<Landed>>,
+    /// Gone once it has landed.
+    sorry: Option<S>,
 }
 
 impl Flights {
-    /// Joins the question of `key`, or starts it.
-    pub(super) fn board(self: &Arc<Self>, key: &Key) -> Boarding {
+    /// Joins the flight of `question`, or starts it; `sorry` gets its passengers if its leader fails.
+    pub(super) fn board<S>(self: &Arc<Self>, question: &Arc<Question>, passenger: Passenger, sorry: S) -> Boarding<S>
+    where
+        S: FnOnce(Passengers),
+    {
         let mut flights = self.0.lock();
-        if let Some(seat) = flights.get(key) {
-            return Boarding::Follow(seat.clone());
+        if let Some(aboard) = flights.get_mut(question) {
+            aboard.push(passenger);
+            return Boarding::Follow;
         }
         if flights.len() >= FLIGHTS_MAX {
-            return Boarding::Full;
+            return Boarding::Full(passenger);
         }
-        let (gate, seat) = watch::channel(None);
-        flights.insert(key.clone(), seat.clone());
-        Boarding::Lead(Leader { key: key.clone(), flights: Arc::clone(self), gate }, seat)
+        flights.insert(Arc::clone(question), SmallVec::from_iter([passenger]));
+        Boarding::Lead(Leader { question: Arc::clone(question), flights: Arc::clone(self), sorry: Some(sorry) })
+    }
+
+    fn end(&self, question: &Question) -> Passengers {
+        self.0.lock().remove(question).unwrap_or_default()
     }
 }
 
-impl Leader {
-    /// Hands the answer to all who wait. The caller has put it into the cache before, if it belongs there, so that a
-    /// question that comes right afterwards finds it.
-    pub(super) fn land(self, landed: Landed) {
-        self.gate.send_replace(Some(landed));
+impl<S: FnOnce(Passengers)> Leader<S> {
+    /// Ends the flight and returns who waited for it, to be told. The caller has put the answer into the cache before,
+    /// if it belongs there, so that a question that comes right afterwards finds it.
+    pub(super) fn land(mut self) -> Passengers {
+        self.sorry = None;
+        self.flights.end(&self.question)
     }
 }
 
-impl Drop for Leader {
+impl<S: FnOnce(Passengers)> Drop for Leader<S> {
     fn drop(&mut self) {
-        self.flights.0.lock().remove(&self.key);
+        if let Some(sorry) = self.sorry.take() {
+            sorry(self.flights.end(&self.question));
+        }
     }
-}
-
-/// Waits for the answer; `None` if its leader failed.
-pub(super) async fn wait(mut seat: Seat) -> Option<Landed> {
-    // An error means that the leader is gone; what it sent before still counts.
-    let _ = seat.wait_for(Option::is_some).await;
-    seat.borrow().clone()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::name::Name;
-    use crate::wire::Question;
 
-    fn key(name: &str) -> Key {
-        Key::of(&Question {
-            name: Name::parse(name).unwrap(),
-            qtype: 1,
-            qclass: 1,
-            dnssec_ok: false,
-            checking_disabled: false,
-        })
+    fn question(name: &str) -> Arc<Question> {
+        Arc::new(Question::new(Name::parse(name).unwrap(), 1))
+    }
+
+    fn task() -> (Passenger, oneshot::Receiver<Entry>) {
+        let (sender, seat) = oneshot::channel();
+        (Passenger::Task(sender), seat)
     }
 
     #[tokio::test]
     async fn a_leader_that_fails_releases_those_who_wait() {
         let flights = Arc::new(Flights::default());
-        let Boarding::Lead(leader, _) = flights.board(&key("a.example")) else { panic!("first leads") };
-        let Boarding::Follow(seat) = flights.board(&key("A.example")) else { panic!("second follows") };
+        let (first, second) = (task(), task());
+        let Boarding::Lead(leader) = flights.board(&question("a.example"), first.0, drop) else {
+            panic!("first leads")
+        };
+        assert!(matches!(flights.board(&question("A.example"), second.0, drop), Boarding::Follow));
         drop(leader);
-        assert!(wait(seat).await.is_none());
-        assert!(matches!(flights.board(&key("a.example")), Boarding::Lead(..)), "the next one leads anew");
+        assert!(first.1.await.is_err() && second.1.await.is_err());
+        assert!(
+            matches!(flights.board(&question("a.example"), task().0, drop), Boarding::Lead(..)),
+            "the next leads anew"
+        );
+    }
+
+    #[test]
+    fn a_flight_that_landed_ends_no_later_one() {
+        let flights = Arc::new(Flights::default());
+        let Boarding::Lead(leader) = flights.board(&question("a.example"), task().0, drop) else { panic!("it leads") };
+        assert_eq!(leader.land().len(), 1);
+        let Boarding::Lead(_next) = flights.board(&question("a.example"), task().0, drop) else {
+            panic!("it leads anew")
+        };
+        assert!(matches!(flights.board(&question("a.example"), task().0, drop), Boarding::Follow));
     }
 }

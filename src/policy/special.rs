@@ -64,7 +64,7 @@ enum Zone {
 #[derive(Clone, Debug)]
 pub struct Special {
     /// Keyed by the apex in wire form.
-    zones: HashMap<Box<[u8]>, Zone>,
+    zones: HashMap<Box<[u8]>, Zone, foldhash::fast::RandomState>,
     routes: Vec<Name>,
     loopback: [Option<Name>; 2],
 }
@@ -72,7 +72,7 @@ pub struct Special {
 impl Special {
     /// Takes the zones that have routes of their own.
     pub fn new(routes: Vec<Name>) -> Self {
-        let mut zones = HashMap::new();
+        let mut zones = HashMap::default();
         let mut add = |text: &str, zone| {
             // The tables hold well-formed names only; `every_zone_of_the_tables_parses` would show one that is not.
             if let Ok(name) = Name::parse(text) {

@@ -26,3 +26,4 @@ mod strangers;
 mod streams;
 mod sync;
 mod upstream;
+mod upstreams;

@@ -14,7 +14,7 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-const METRICS: [(&str, &str); 42] = [
+const METRICS: [(&str, &str); 43] = [
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
@@ -24,6 +24,7 @@ const METRICS: [(&str, &str); 42] = [
     ("greenlane_export_commands_total", "counter"),
     ("greenlane_export_file_writes_total", "counter"),
     ("greenlane_export_prefixes", "gauge"),
+    ("greenlane_forward_hedges_total", "counter"),
     ("greenlane_forward_upstream_failures_total", "counter"),
     ("greenlane_forward_upstream_seconds", "histogram"),
     ("greenlane_learn_ack_seconds", "histogram"),

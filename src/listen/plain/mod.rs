@@ -1,8 +1,8 @@
-//! Plain DNS over UDP: refusals and hits are answered where they were received, misses by tasks.
+//! Plain DNS over UDP: refusals and hits are answered where they were received, misses where the upstream's reply is.
 //!
 //! ```text
 //!  socket of a core ─▶ thread: Batch of up to 64 ─▶ Front::quick ─ answered ─▶ one send for all
-//!                                                       └─ miss ─▶ channel ─▶ task: Front::slow ─▶ same socket
+//!                                                       └─ miss ─▶ Front::slow_then ─ reply, later ─▶ same socket
 //! ```
 //!
 //! On Linux each listen address has as many sockets as there are threads (`SO_REUSEPORT`), and each socket has a
@@ -17,7 +17,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use socket2::Socket;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::Front;
@@ -37,13 +38,6 @@ mod threads;
 
 /// The most questions over UDP that wait for an upstream or for the set, over all sockets.
 pub const WAITING_MAX: usize = 8192;
-
-/// Misses of one listen address that no task has taken over yet. They are taken at once unless all workers are busy,
-/// and more of them would only be answered too late.
-const HANDOVER_MAX: usize = 4096;
-
-/// How many misses are taken over at once, at most.
-const HANDOVER_BATCH: usize = 64;
 
 /// How datagrams are read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,17 +68,12 @@ pub struct Plain {
 impl Plain {
     /// Answers what comes in on the sockets of one listen address until `stop`, or until reading from one fails.
     pub async fn run(self, sockets: Vec<Socket>, stop: CancellationToken) {
-        let (sender, misses) = mpsc::channel(HANDOVER_MAX);
-        let taking = take_over(self.front.clone(), misses);
-        let desk = Desk { front: self.front, waiting: self.waiting, misses: sender };
-        let reading = async move {
-            match self.backend {
-                #[cfg(target_os = "linux")]
-                Backend::Batched => threads::read(desk, sockets, stop).await,
-                _ => portable::read(desk, sockets, stop).await,
-            }
-        };
-        tokio::join!(reading, taking);
+        let desk = Desk { front: self.front, waiting: self.waiting, runtime: Handle::current() };
+        match self.backend {
+            #[cfg(target_os = "linux")]
+            Backend::Batched => threads::read(desk, sockets, stop).await,
+            _ => portable::read(desk, sockets, stop).await,
+        }
     }
 }
 
@@ -133,11 +122,12 @@ impl Door {
 struct Desk {
     front: Front,
     waiting: Arc<Semaphore>,
-    misses: mpsc::Sender<Miss>,
+    /// Where tasks run that a miss may need.
+    runtime: Handle,
 }
 
 impl Desk {
-    /// Returns whether a datagram has its reply in `out`; a miss is handed over with a copy of it.
+    /// Returns whether a datagram has its reply in `out`; a miss goes the slow way.
     fn judge(&self, moment: &Moment<'_>, datagram: &[u8], route: Route, door: &Door, out: &mut Vec<u8>) -> bool {
         match moment.quick(datagram, Transport::Udp, route.client.ip(), out) {
             Tried::Answered => true,
@@ -149,42 +139,15 @@ impl Desk {
         }
     }
 
-    /// Has a miss answered by a task; when too many wait it is dropped and counted.
+    /// Has a miss answered, its reply told from wherever it is made; when too many wait it is dropped and counted.
     fn hand_over(&self, datagram: &[u8], route: Route, door: &Door) {
-        let handed = Arc::clone(&self.waiting).try_acquire_owned().is_ok_and(|permit| {
-            let miss = Miss { datagram: datagram.into(), route, door: door.clone(), permit };
-            self.misses.try_send(miss).is_ok()
+        let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
+            return self.front.meter.dropped(Dropped::Overload);
+        };
+        let (door, client) = (door.clone(), route.client.ip());
+        self.front.slow_then(datagram, Transport::Udp, client, &self.runtime, move |reply| {
+            door.send(reply, &route);
+            drop(permit);
         });
-        if !handed {
-            self.front.meter.dropped(Dropped::Overload);
-        }
-    }
-}
-
-/// A question that the quick way missed.
-struct Miss {
-    datagram: Box<[u8]>,
-    route: Route,
-    door: Door,
-    /// Its place among those that wait.
-    permit: OwnedSemaphorePermit,
-}
-
-impl Miss {
-    async fn answer(self, front: Front) {
-        let mut out = Vec::new();
-        front.slow(&self.datagram, Transport::Udp, self.route.client.ip(), &mut out).await;
-        self.door.send(&out, &self.route);
-        drop(self.permit);
-    }
-}
-
-/// Gives each miss a task of its own, so that none delays another, until all loops have ended.
-async fn take_over(front: Front, mut misses: mpsc::Receiver<Miss>) {
-    let mut taken = Vec::with_capacity(HANDOVER_BATCH);
-    while misses.recv_many(&mut taken, HANDOVER_BATCH).await > 0 {
-        for miss in taken.drain(..) {
-            tokio::spawn(miss.answer(front.clone()));
-        }
     }
 }

@@ -1,0 +1,161 @@
+//! One source port: a connected socket, and the questions whose replies it waits for.
+//!
+//! What answers nobody here is counted, dropped, and the wait goes on. The socket is connected: the system drops what
+//! comes from another address or port, and reports an ICMP error at once, which ends every wait on this port.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use mio::Token;
+use mio::net::UdpSocket;
+use parking_lot::Mutex;
+use prometheus::IntCounter;
+use tokio::time::Instant;
+
+use crate::forward::hopes::{Broken, Hope, Hopes, Place, tell_due};
+use crate::forward::message::{Manner, query};
+use crate::wire::Question;
+
+/// How many questions a port is used for before a fresh one takes its place: whoever finds out a port gains little.
+pub(super) const USES_MAX: u32 = 256;
+
+/// How long a port is used.
+pub(super) const AGE_MAX: Duration = Duration::from_secs(30);
+
+/// How many questions may wait on one port.
+const WAITS_MAX: usize = 512;
+
+/// What all ports of one upstream share.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// Packets that answered another question.
+    pub(super) mismatches: IntCounter,
+    /// Ports open now, retired ones included.
+    pub(super) open: AtomicUsize,
+    /// How many may be.
+    pub(super) open_max: usize,
+}
+
+/// What a port is good for at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Somebody waits on it.
+    Waiting,
+    /// Nobody does.
+    Idle,
+    /// Nobody does or ever will: it can be closed.
+    Over,
+}
+
+/// A connected socket with a port that the system drew. It takes no more questions once its hopes are closed.
+pub(super) struct Port {
+    pub(super) token: Token,
+    socket: UdpSocket,
+    line: Arc<Line>,
+    opened: Instant,
+    hopes: Arc<Mutex<Hopes>>,
+}
+
+impl Port {
+    /// Puts a connected socket into service.
+    pub(super) fn new(token: Token, socket: UdpSocket, line: Arc<Line>) -> Self {
+        line.open.fetch_add(1, Ordering::Relaxed);
+        Self { token, socket, line, opened: Instant::now(), hopes: Hopes::new(WAITS_MAX) }
+    }
+
+    /// Returns whether it takes further questions.
+    pub(super) fn takes_questions(&self) -> bool {
+        !self.hopes.lock().is_closed
+    }
+
+    /// Takes a question in; gives its hope back if this port takes no more.
+    pub(super) fn enlist(
+        &self,
+        question: &Arc<Question>,
+        due: Option<Instant>,
+        hope: Box<dyn Hope>,
+    ) -> Result<u16, Box<dyn Hope>> {
+        let mut hopes = self.hopes.lock();
+        let id = hopes.enlist(question, due, hope)?;
+        if hopes.uses >= USES_MAX {
+            self.retire(&mut hopes);
+        }
+        Ok(id)
+    }
+
+    /// Sends the question that was enlisted under `id`; returns where its reply is waited for. Without a place its
+    /// hope has heard that there is none.
+    pub(super) fn send(&self, id: u16, question: &Question, manner: Manner) -> Option<Place> {
+        let octets = query(id, question, manner);
+        let mut sent = self.socket.send(&octets);
+        if let Err(error) = &sent
+            && error.kind() == io::ErrorKind::ConnectionRefused
+        {
+            // The system tells of an earlier question's fate; the packet was not sent.
+            self.fail_all_but(Some(id), error);
+            sent = self.socket.send(&octets);
+        }
+        let Err(error) = sent else { return Some(Place::new(&self.hopes, id)) };
+        // Taken already if the reader heard of it first.
+        let hope = self.hopes.lock().take(id);
+        if let Some(hope) = hope {
+            hope.broke(error.into());
+        }
+        None
+    }
+
+    /// Reads what came, until nobody waits here any more or there is nothing left.
+    pub(super) fn read(&self, room: &mut [u8]) {
+        while !self.hopes.lock().is_empty() {
+            match self.socket.recv(room) {
+                Ok(len) => self.deliver(&room[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Nobody listens there (ICMP), no route, or the like.
+                Err(error) => return self.fail_all_but(None, &error),
+            }
+        }
+    }
+
+    /// Tells those whose patience is over, and looks at its age.
+    pub(super) fn look_after(&self, now: Instant) -> Use {
+        {
+            let mut hopes = self.hopes.lock();
+            if !hopes.is_closed && now.saturating_duration_since(self.opened) >= AGE_MAX {
+                self.retire(&mut hopes);
+            }
+            if hopes.is_empty() {
+                return if hopes.is_closed { Use::Over } else { Use::Idle };
+            }
+        }
+        tell_due(&self.hopes, now);
+        Use::Waiting
+    }
+
+    /// Lets it go, if another may be opened in its place.
+    fn retire(&self, hopes: &mut Hopes) {
+        hopes.is_closed = self.line.open.load(Ordering::Relaxed) < self.line.open_max;
+    }
+
+    /// Gives a reply to who waits for it.
+    fn deliver(&self, reply: &[u8]) {
+        let taken = self.hopes.lock().claim(reply);
+        match taken {
+            Some(hope) => hope.replied(reply),
+            None => self.line.mismatches.inc(),
+        }
+    }
+
+    fn fail_all_but(&self, id: Option<u16>, error: &io::Error) {
+        let failed = self.hopes.lock().take_all_but(id);
+        failed.into_iter().for_each(|hope| hope.broke(Broken(error.to_string())));
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.line.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
