@@ -258,6 +258,7 @@ impl Daemon {
             loaded: tokio::sync::Mutex::new(Loaded { config: config.clone(), generation }),
         });
         daemon.must_run("the writer of the set", &daemon.tasks, writer.run());
+        daemon.start_looking_ahead();
         // What was kept over the restart is in the set and in the firewall before the first question is read.
         daemon.learner.begun().await;
         daemon.start_files(&config.export_files);
@@ -461,6 +462,14 @@ impl Daemon {
         }
     }
 
+    /// Keeps the cache ahead of need until the end.
+    fn start_looking_ahead(self: &Arc<Self>) {
+        let (stop, pipeline) = (self.stop_rest.clone(), self.pipeline.clone());
+        self.must_run("the task that looks ahead", &self.tasks, async move {
+            stop.run_until_cancelled(pipeline.look_ahead()).await;
+        });
+    }
+
     /// Keeps these files from now on, instead of those kept so far.
     fn start_files(&self, files: &[file::Options]) {
         let stop = self.stop_rest.child_token();
@@ -545,6 +554,7 @@ fn read_tokens(config: &Config) -> Result<web::Tokens, web::TokenError> {
 fn current(config: &Config, generation: u64, catalogue: &Arc<Catalogue>, forward: Arc<Forward>) -> Current {
     let routes = config.forward.routes.iter().map(|route| route.zone.clone()).collect();
     Current::new(generation, Arc::clone(catalogue), forward, Special::new(routes), clamps(config), config.tag)
+        .with_ahead(config.cache.ahead)
 }
 
 /// How answers are clamped; whose AD is believed is for each upstream to say.

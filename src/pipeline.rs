@@ -12,6 +12,9 @@
 //!                                 └─▶ learn: offer, hold ──▶ cache ──▶ finish, once per client
 //! ```
 //!
+//! While an upstream keeps silent or fails, answers past their end are given (`stale`); answers in demand are asked for
+//! before their end (`ahead`). [`Pipeline::look_ahead`] is the task behind both.
+//!
 //! `try_answer` is synchronous and does not allocate. A [`Current`] is everything that a reload replaces, under one
 //! generation number: an entry matched by another generation is matched and learned anew before it is given, without
 //! asking an upstream. An answer that could not be programmed in time is told with TTLs of one second and takes the
@@ -26,9 +29,9 @@ use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::cache::{Cache, Entry, KeyBuf, Mark, Tagged};
+use crate::cache::{Ahead, Cache, Entry, KeyBuf, Mark, Tagged};
 use crate::catalogue::{Catalogue, MatchId, Tag};
 use crate::clock::{Clock, Timestamp};
 use crate::forward::Forward;
@@ -40,13 +43,17 @@ use crate::wire::{
     self, Answer, Ede, Facts, Given, Question, Refusal, Rules, Seen, TagOption, TagText, Transport, View,
 };
 
+mod ahead;
 mod flight;
 mod meter;
+mod stale;
 
 pub use flight::Tell;
 
-use flight::{Boarding, Flights, Leader, Packet, Passenger, Passengers};
-use meter::Meter;
+use ahead::Due;
+use flight::{Aged, Boarding, Flights, Leader, Packet, Passenger, Passengers};
+use meter::{Meter, Prefetch};
+use stale::Overdue;
 
 /// A failure is kept this long: RFC 9520 §3.2 asks for at least a second, so that a broken zone is not asked for by
 /// every client; much more would outlast a short trouble.
@@ -86,6 +93,7 @@ pub struct Current {
     special: Special,
     rules: Rules,
     tag: TagOptions,
+    ahead: Ahead,
     /// Prebuilt tags by match; grows with the matches seen, at most one each.
     tags: Mutex<HashMap<MatchId, Arc<Tagged>>>,
 }
@@ -100,7 +108,14 @@ impl Current {
         rules: Rules,
         tag: TagOptions,
     ) -> Self {
-        Self { generation, catalogue, forward, special, rules, tag, tags: Mutex::default() }
+        let ahead = Ahead::default();
+        Self { generation, catalogue, forward, special, rules, tag, ahead, tags: Mutex::default() }
+    }
+
+    /// Sets what is done before and beyond the end of answers.
+    #[must_use]
+    pub fn with_ahead(self, ahead: Ahead) -> Self {
+        Self { ahead, ..self }
     }
 
     /// Returns the number of this generation.
@@ -153,6 +168,8 @@ struct Shared {
     learner: Learner,
     current: ArcSwap<Current>,
     flights: Arc<Flights>,
+    overdue: Overdue,
+    due: Due,
     clock: Clock,
     meter: Meter,
 }
@@ -160,12 +177,17 @@ struct Shared {
 /// One question on its way.
 struct Flight<S: FnOnce(Passengers)> {
     question: Arc<Question>,
-    client: IpAddr,
+    /// Who asked; `None` for ourselves.
+    client: Option<IpAddr>,
     /// Whom it is put to.
     upstreams: Arc<Forward>,
     /// Where tasks run that it may need.
     runtime: Handle,
     leader: Leader<S>,
+    /// What may be given if it takes too long, or fails.
+    aged: Option<Aged>,
+    /// Held by a question of our own.
+    seat: Option<OwnedSemaphorePermit>,
 }
 
 /// What is left to learn from an answer.
@@ -181,7 +203,14 @@ impl Pipeline {
         let current = ArcSwap::from_pointee(current);
         let cache = Arc::new(cache);
         let meter = Meter::new(registry, &cache);
-        Self(Arc::new(Shared { cache, learner, current, flights: Arc::default(), clock, meter }))
+        let (flights, overdue, due) = (Arc::default(), Overdue::default(), Due::default());
+        Self(Arc::new(Shared { cache, learner, current, flights, overdue, due, clock, meter }))
+    }
+
+    /// Gives answers past their end to those who have waited long enough, and asks anew for what is in demand. Must run
+    /// for as long as questions come, inside a tokio runtime; it never ends by itself.
+    pub async fn look_ahead(self) {
+        tokio::join!(self.relieve_overdue(), self.ask_for_due());
     }
 
     /// Answers from the cache if that takes neither a wait nor an allocation.
@@ -194,9 +223,14 @@ impl Pipeline {
         let flags = (view.dnssec_ok(), view.checking_disabled());
         let key = key.fill(view.qtype(), flags, view.fold_qname(&mut name));
         let Some(entry) = cache.find(key) else { return Tried::Miss };
-        if !entry.is_fresh(now) || !entry.is_programmed() || !entry.is_of(current.load().generation) {
+        if !entry.is_fresh(now) || !entry.is_programmed() {
             return Tried::Miss;
         }
+        let current = current.load();
+        if !entry.is_of(current.generation) {
+            return Tried::Miss;
+        }
+        self.given(&entry, &current, now);
         meter.hit();
         self.finish(&entry, view, transport, now, out);
         Tried::Answered
@@ -272,47 +306,85 @@ impl Pipeline {
 
     /// Joins the flight of a question, or starts it.
     fn set_out(&self, question: Question, client: IpAddr, passenger: Passenger, runtime: &Handle) {
-        let (question, pipeline) = (Arc::new(question), self.clone());
-        match self.0.flights.board(&question, passenger, move |left| pipeline.apologize(left)) {
+        let (question, pipeline, now) = (Arc::new(question), self.clone(), self.0.clock.now());
+        match self.0.flights.board(&question, passenger, now, move |left| pipeline.apologize(left)) {
             Boarding::Follow => {}
-            Boarding::Full(left) => self.apologize(Passengers::from_iter([left])),
+            Boarding::Relieved(passenger, entry) => {
+                self.relieve(question, entry, Some(client), Passengers::from_iter([passenger]), runtime);
+            }
+            Boarding::Full(left) => self.leave_behind(question, client, left, now, runtime),
             Boarding::Lead(leader) => {
                 let upstreams = Arc::clone(self.0.current.load().forward());
-                self.fly(Flight { question, client, upstreams, runtime: runtime.clone(), leader });
+                let (client, runtime) = (Some(client), runtime.clone());
+                self.fly(Flight { question, client, upstreams, runtime, leader, aged: None, seat: None }, now);
             }
         }
     }
 
     /// Answers a question for all who wait for it.
-    fn fly<S: FnOnce(Passengers) + Send + 'static>(&self, flight: Flight<S>) {
-        let Shared { cache, clock, current, meter, .. } = &*self.0;
-        let (now, pipeline, runtime) = (clock.now(), self.clone(), flight.runtime.clone());
-        let cached = cache.find(KeyBuf::new().fill_of(&flight.question));
-        match cached.filter(|entry| entry.is_fresh(now)) {
+    fn fly<S: FnOnce(Passengers) + Send + 'static>(&self, mut flight: Flight<S>, now: Timestamp) {
+        let Shared { cache, current, meter, .. } = &*self.0;
+        match cache.find(KeyBuf::new().fill_of(&flight.question)) {
             // Came in between, by the flight before this one.
-            Some(entry) if entry.is_programmed() && entry.is_of(current.load().generation) => {
+            Some(entry) if entry.is_fresh(now) && entry.is_programmed() && entry.is_of(current.load().generation) => {
                 meter.hit();
                 self.tell(flight.leader.land(), &entry);
             }
-            Some(entry) => drop(runtime.spawn(async move {
-                let again = pipeline.learn_again(&flight.question, &entry, flight.client).await;
-                pipeline.deliver(flight, &again);
-            })),
-            None => {
-                meter.miss();
-                match self.own_answer(&flight.question) {
-                    Some(answer) => pipeline.arrived(flight, answer, Facts::default()),
-                    None => {
-                        Arc::clone(&flight.upstreams).ask_then(Arc::clone(&flight.question), &runtime, move |result| {
-                            let (answer, facts) = match result {
-                                Ok(walked) => (walked.answer, walked.facts),
-                                Err(failure) => (failed(&flight.question, failure.ede()), Facts::default()),
-                            };
-                            pipeline.arrived(flight, answer, facts);
-                        })
-                    }
-                }
+            Some(entry) if entry.is_fresh(now) => {
+                let pipeline = self.clone();
+                flight.runtime.clone().spawn(async move {
+                    let again = pipeline.learn_again(&flight.question, &entry, flight.client).await;
+                    pipeline.deliver(flight, &again);
+                });
             }
+            Some(entry) if self.may_be_stale(&entry, now) => {
+                if entry.has_failed_lately(now) {
+                    let Flight { question, client, leader, runtime, .. } = flight;
+                    return self.relieve(question, entry, client, leader.land(), &runtime);
+                }
+                let aged = self.aged(entry, now);
+                flight.leader.replaces(aged.clone());
+                self.watch(&aged, &flight.question, flight.client);
+                flight.aged = Some(aged);
+                self.ask(flight);
+            }
+            _ => {
+                meter.miss();
+                self.ask(flight);
+            }
+        }
+    }
+
+    /// Answers a question that the cache cannot answer.
+    fn ask<S: FnOnce(Passengers) + Send + 'static>(&self, flight: Flight<S>) {
+        let pipeline = self.clone();
+        if let Some(answer) = self.own_answer(&flight.question) {
+            return pipeline.arrived(flight, answer, Facts::default());
+        }
+        let (question, runtime) = (Arc::clone(&flight.question), flight.runtime.clone());
+        Arc::clone(&flight.upstreams).ask_then(question, &runtime, move |result| {
+            let (answer, facts) = match result {
+                Ok(walked) => (walked.answer, walked.facts),
+                Err(failure) => (failed(&flight.question, failure.ede()), Facts::default()),
+            };
+            pipeline.arrived(flight, answer, facts);
+        });
+    }
+
+    /// Answers a question that finds no room among those on their way.
+    fn leave_behind(
+        &self,
+        question: Arc<Question>,
+        client: IpAddr,
+        passenger: Passenger,
+        now: Timestamp,
+        runtime: &Handle,
+    ) {
+        let passengers = Passengers::from_iter([passenger]);
+        let cached = self.0.cache.find(KeyBuf::new().fill_of(&question));
+        match cached.filter(|entry| entry.is_fresh(now) || self.may_be_stale(entry, now)) {
+            Some(entry) => self.relieve(question, entry, Some(client), passengers, runtime),
+            None => self.apologize(passengers),
         }
     }
 
@@ -324,8 +396,13 @@ impl Pipeline {
     }
 
     /// Learns from an answer, and delivers it where it stands unless that takes a wait.
-    fn arrived<S: FnOnce(Passengers) + Send + 'static>(self, flight: Flight<S>, answer: Answer, facts: Facts) {
+    fn arrived<S: FnOnce(Passengers) + Send + 'static>(self, mut flight: Flight<S>, answer: Answer, facts: Facts) {
         let stored = self.0.clock.now();
+        if answer.kind() == wire::Kind::Failure
+            && let Some(aged) = flight.aged.take_if(|aged| aged.outlasts(&answer, stored))
+        {
+            return self.refresh_failed(flight, &aged.entry, stored);
+        }
         let lifetime_secs = match answer.kind() {
             wire::Kind::Failure => FAILURE_SECS,
             _ => answer.lifetime_secs().unwrap_or(0),
@@ -346,11 +423,31 @@ impl Pipeline {
 
     /// Keeps an answer and tells it to all who wait for it.
     fn deliver<S: FnOnce(Passengers)>(&self, flight: Flight<S>, entry: &Entry) {
-        let Flight { question, upstreams, leader, .. } = flight;
-        if entry.lifetime_secs() > 0 {
-            self.keep(&question, entry, &upstreams);
+        let Flight { question, upstreams, leader, aged, seat, .. } = flight;
+        let (is_kept, is_failure) = (entry.lifetime_secs() > 0, entry.answer().kind() == wire::Kind::Failure);
+        let result = match (is_kept && !is_failure, entry.is_programmed()) {
+            (false, _) => Prefetch::Failed,
+            (true, false) => Prefetch::Unlearned,
+            (true, true) => Prefetch::Refreshed,
+        };
+        if seat.is_some() {
+            self.0.meter.prefetch(result);
         }
-        self.tell(leader.land(), entry);
+        let is_old_better =
+            |aged: &Aged| seat.is_some() && result != Prefetch::Refreshed && aged.entry.is_fresh(self.0.clock.now());
+        if aged.as_ref().is_some_and(is_old_better) {
+            // The old one is given to its end, as if nobody had asked.
+        } else if is_kept {
+            self.keep(&question, entry, &upstreams);
+        } else if aged.is_some() && !is_failure {
+            // What came instead cannot be kept, but it is the truth.
+            self.0.cache.remove(KeyBuf::new().fill_of(&question));
+        }
+        let passengers = leader.land();
+        if aged.is_some() && !passengers.is_empty() {
+            self.0.meter.miss();
+        }
+        self.tell(passengers, entry);
     }
 
     /// Tells an answer to those who waited for it.
@@ -387,7 +484,7 @@ impl Pipeline {
     }
 
     /// Matches and learns a cached answer anew, without asking anybody.
-    async fn learn_again(&self, question: &Question, entry: &Entry, client: IpAddr) -> Entry {
+    async fn learn_again(&self, question: &Question, entry: &Entry, client: Option<IpAddr>) -> Entry {
         let now = self.0.clock.now();
         // What is kept has been walked and clamped before: walking it again under the widest rules changes nothing.
         let rules = Rules { min_ttl: 0, max_ttl: u32::MAX, negative_max_ttl: u32::MAX, trust_ad: true };
@@ -409,7 +506,7 @@ impl Pipeline {
         question: &Question,
         (facts, octets): (Facts, usize),
         age_secs: u32,
-        client: IpAddr,
+        client: Option<IpAddr>,
     ) -> Result<Mark, Box<Lesson>> {
         let Shared { learner, clock, meter, current, .. } = &*self.0;
         let current = current.load();
@@ -442,7 +539,7 @@ impl Pipeline {
             addresses: facts.addresses.iter().map(|seen| (seen.addr, needed(seen.ttl_secs))).collect(),
             targets: targets.iter().map(|(name, ttl)| (name.clone(), needed(*ttl))).collect(),
             octets,
-            client: Some(client),
+            client,
             generation: current.generation,
         };
         match learner.offer_known(offer, clock.now()) {
@@ -463,14 +560,18 @@ impl Pipeline {
         Mark { programmed: mark.programmed && outcome == Outcome::Programmed, ..mark }
     }
 
-    /// Drops cached addresses of names that are followed from now on: they were given without being learned.
+    /// Drops cached addresses of names that are followed from now on: they were given without being learned. Those past
+    /// their end stay: they are learned whenever they are given.
     fn forget_addresses_of(&self, targets: &[(Name, u32)]) {
-        let mut key = KeyBuf::new();
+        let (mut key, now) = (KeyBuf::new(), self.0.clock.now());
         for (name, _) in targets {
             for (qtype, dnssec_ok, checking_disabled) in ADDRESS_TYPES.into_iter().flat_map(|qtype| {
                 [(qtype, false, false), (qtype, true, false), (qtype, false, true), (qtype, true, true)]
             }) {
-                self.0.cache.remove(key.fill(qtype, (dnssec_ok, checking_disabled), name.as_wire()));
+                let key = key.fill(qtype, (dnssec_ok, checking_disabled), name.as_wire());
+                if self.0.cache.find(key).is_some_and(|entry| entry.is_fresh(now) && !entry.is_learned()) {
+                    self.0.cache.remove(key);
+                }
             }
         }
     }

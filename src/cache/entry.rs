@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::time::Duration;
 
 use triomphe::ThinArc;
 
 use crate::clock::Timestamp;
 use crate::metrics::Tally;
-use crate::wire::{Kept, Question, Shape, TagOption};
+use crate::name::Name;
+use crate::wire::{Kept, Question, Shape, TagOption, class};
 
 /// Longest key: type, flags and a name of 255 octets.
 const KEY_LEN_MAX: usize = 3 + 255;
@@ -54,10 +56,26 @@ struct Head {
     /// Generations beyond its range are never found again; that many reloads do not happen.
     generation: u32,
     flags: u8,
+    /// How often it was given, up to [`DEMAND`]; [`TAKEN`] once it is to be asked anew.
+    given: AtomicU8,
+    /// The lower bits of the second in which it was last asked for in vain; 0 for never.
+    failed: AtomicU16,
 }
 
+/// An answer given this often is in demand.
+const DEMAND: u8 = 3;
+const TAKEN: u8 = u8::MAX;
+
+/// Shorter lives than this are not asked for ahead: it would come to asking all the time.
+const LIFETIME_MIN_SECS: u32 = 10;
+
+/// After a failure nobody is asked for this long (RFC 8767 §5).
+const RECHECK_SECS: u16 = 30;
+
 /// DO and CD of the question, as in a key.
-const FLAGS_OF_QUESTION: u8 = 0b11;
+const FLAGS_OF_QUESTION: u8 = DNSSEC_OK | CHECKING_DISABLED;
+const DNSSEC_OK: u8 = 1;
+const CHECKING_DISABLED: u8 = 1 << 1;
 const IS_LEARNED: u8 = 1 << 2;
 const PROGRAMMED: u8 = 1 << 3;
 
@@ -73,6 +91,8 @@ impl Entry {
                 | flag(mark.is_learned, IS_LEARNED)
                 | flag(mark.programmed, PROGRAMMED),
             tagged: mark.tagged,
+            given: AtomicU8::new(0),
+            failed: AtomicU16::new(0),
         };
         Self(ThinArc::from_header_and_slice(head, answer.octets()))
     }
@@ -114,7 +134,63 @@ impl Entry {
 
     /// Returns whether the answer may still be given.
     pub fn is_fresh(&self, now: Timestamp) -> bool {
-        now < self.stored().after(Duration::from_secs(u64::from(self.lifetime_secs())))
+        now < self.end()
+    }
+
+    /// Returns when its lowest TTL ends.
+    pub fn end(&self) -> Timestamp {
+        self.stored().after(Duration::from_secs(u64::from(self.lifetime_secs())))
+    }
+
+    /// Takes note that the answer is given at `now`, and returns whether it must be asked for anew: it is in demand,
+    /// and in the last tenth of its life. That is said once in a life.
+    ///
+    /// All threads share the count, so it is written only until the demand is known.
+    #[inline]
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        let given = &self.head().given;
+        match given.load(Ordering::Relaxed) {
+            TAKEN => false,
+            // Of two at once one may be lost: it is a demand still if many ask.
+            few if few < DEMAND => {
+                given.store(few + 1, Ordering::Relaxed);
+                false
+            }
+            _ => {
+                let (life, lived) = (u64::from(self.lifetime_secs()), now.since(self.stored()).as_millis());
+                self.lifetime_secs() >= LIFETIME_MIN_SECS
+                    && lived >= u128::from(life * 900)
+                    && given.swap(TAKEN, Ordering::Relaxed) != TAKEN
+            }
+        }
+    }
+
+    /// Takes note that asking for it anew failed.
+    pub fn note_failure(&self, now: Timestamp) {
+        self.head().failed.store(low_secs(now).max(1), Ordering::Relaxed);
+    }
+
+    /// Returns whether that was less than 30 s ago, when nobody needs to be asked again.
+    ///
+    /// Only the lower bits of the time are kept: 18 hours after a failure it seems a moment ago once more, which
+    /// delays a try by as much.
+    pub fn has_failed_lately(&self, now: Timestamp) -> bool {
+        let failed = self.head().failed.load(Ordering::Relaxed);
+        failed != 0 && low_secs(now).wrapping_sub(failed) < RECHECK_SECS
+    }
+
+    /// Returns the question that it answers; `None` never comes of an entry that was made of an answer.
+    pub fn question(&self) -> Option<Question> {
+        let rest = self.0.slice.get(HEADER_LEN..)?;
+        let mut name_len = 1;
+        while let Some(len @ 1..) = rest.get(name_len - 1) {
+            name_len += 1 + usize::from(*len);
+        }
+        let (name, rest) = rest.split_at_checked(name_len)?;
+        let qtype = u16::from_be_bytes(*rest.first_chunk()?);
+        let flags = self.head().flags;
+        let (dnssec_ok, checking_disabled) = (flags & DNSSEC_OK != 0, flags & CHECKING_DISABLED != 0);
+        Some(Question { name: Name::from_wire(name).ok()?, qtype, qclass: class::IN, dnssec_ok, checking_disabled })
     }
 
     /// Returns the whole seconds since it came; a TTL is told less this.
@@ -157,6 +233,10 @@ impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry").field("stored", &self.stored()).field("answer", &self.answer()).finish_non_exhaustive()
     }
+}
+
+fn low_secs(now: Timestamp) -> u16 {
+    now.as_secs() as u16
 }
 
 fn flags_of(dnssec_ok: bool, checking_disabled: bool) -> u8 {
@@ -231,6 +311,40 @@ mod tests {
             }
         }
         assert!(!entry("a.example", 1, (false, false)).0.answers(&[0]));
+    }
+
+    #[test]
+    fn an_entry_knows_its_question() {
+        for (name, qtype, flags) in [("a.b.example", 28, (true, false)), (".", 2, (false, true))] {
+            let question = entry(name, qtype, flags).0.question().unwrap();
+            assert_eq!((question.name, question.qtype, question.qclass), (Name::parse(name).unwrap(), qtype, 1));
+            assert_eq!((question.dnssec_ok, question.checking_disabled), flags);
+        }
+    }
+
+    #[test]
+    fn an_entry_in_demand_is_due_once_and_in_its_last_tenth() {
+        let at = |millis: u64| Timestamp::from_millis(1000 + millis);
+        let (entry, _) = entry("a.example", 1, (false, false));
+        // It lives for 30 s.
+        assert!(!entry.is_due(at(0)) && !entry.is_due(at(1)), "not in demand");
+        assert!(!entry.is_due(at(28_000)), "the third time it is");
+        assert!(!entry.is_due(at(26_999)), "too early");
+        assert!(entry.clone().is_due(at(27_000)));
+        assert!(!entry.is_due(at(27_000)) && !entry.is_due(at(29_999)), "once");
+    }
+
+    #[test]
+    fn a_failure_is_remembered_for_half_a_minute() {
+        let (entry, _) = entry("a.example", 1, (false, false));
+        // Where the kept bits are 0, too.
+        for secs in [1_800_000_000, 0x6b4a_0000] {
+            let at = |more: u64| Timestamp::from_secs(secs + more);
+            assert!(!entry.has_failed_lately(at(0)));
+            entry.note_failure(at(0));
+            assert!(entry.clone().has_failed_lately(at(1)) && entry.has_failed_lately(at(29)));
+            assert!(!entry.has_failed_lately(at(31)));
+        }
     }
 
     #[test]

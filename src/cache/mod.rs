@@ -2,7 +2,8 @@
 //!
 //! A [`Cache`] maps a key ([`KeyBuf`]: name without case, type, DO, CD) to an [`Entry`]: the upstream's octets with the
 //! places of their TTLs, the time they came, and the catalogue's match. It is bounded in octets; what is asked
-//! rarely leaves first. It knows nothing of freshness: the reader asks the entry with its own `now`. DO and CD are
+//! rarely leaves first. It knows nothing of freshness: the reader asks the entry with its own `now`, and an entry past
+//! its end stays until something replaces it. DO and CD are
 //! part of the key, or data that failed validation would reach clients that never asked for it (RFC 4035 §4.7).
 
 use std::fmt;
@@ -27,6 +28,23 @@ pub struct Options {
     pub max_ttl: Duration,
     /// Negative answers live at most this long (RFC 2308 §5).
     pub negative_max_ttl: Duration,
+    /// What is done before and beyond the end of an answer.
+    pub ahead: Ahead,
+}
+
+/// What is done before and beyond the end of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// How long past its end an answer may be given when no upstream answers (RFC 8767); zero for never.
+    pub serve_stale: Duration,
+    /// Whether answers in demand are asked anew shortly before their end.
+    pub prefetch: bool,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { serve_stale: Duration::from_secs(86_400), prefetch: true }
+    }
 }
 
 impl Default for Options {
@@ -36,6 +54,7 @@ impl Default for Options {
             min_ttl: Duration::ZERO,
             max_ttl: Duration::from_secs(86_400),
             negative_max_ttl: Duration::from_secs(3600),
+            ahead: Ahead::default(),
         }
     }
 }

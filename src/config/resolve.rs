@@ -243,11 +243,16 @@ fn values<T>(located: Vec<Located<T>>) -> Vec<T> {
 /// `[cache]`.
 fn cache(entries: &Entries<'_>, faults: &mut Faults) -> cache::Options {
     let default = cache::Options::default();
+    let ahead = cache::Ahead {
+        serve_stale: entries.read(&table::CACHE_SERVE_STALE, faults).unwrap_or(default.ahead.serve_stale),
+        prefetch: entries.read(&table::CACHE_PREFETCH, faults).unwrap_or(default.ahead.prefetch),
+    };
     let options = cache::Options {
         size_bytes: entries.read(&table::CACHE_SIZE, faults).unwrap_or(default.size_bytes),
         min_ttl: entries.read(&table::CACHE_MIN_TTL, faults).unwrap_or(default.min_ttl),
         max_ttl: entries.read(&table::CACHE_MAX_TTL, faults).unwrap_or(default.max_ttl),
         negative_max_ttl: entries.read(&table::CACHE_NEGATIVE_MAX_TTL, faults).unwrap_or(default.negative_max_ttl),
+        ahead,
     };
     if options.min_ttl > options.max_ttl {
         let (min, max) = (&table::CACHE_MIN_TTL.spec, &table::CACHE_MAX_TTL.spec);

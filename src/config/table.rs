@@ -165,10 +165,10 @@ keys! {
     CACHE_NEGATIVE_MAX_TTL: Duration = "cache.negative-max-ttl", Built, Default(r#""1h""#),
         |item, faults| item.ttl(Duration::ZERO, faults);
     /// How long past its TTL an answer may be given when no upstream answers; "0s" for never.
-    CACHE_SERVE_STALE: Duration = "cache.serve-stale", Later, Default(r#""1d""#),
+    CACHE_SERVE_STALE: Duration = "cache.serve-stale", Built, Default(r#""1d""#),
         |item, faults| item.duration(Duration::ZERO..=SPAN_MAX, faults);
     /// Whether answers in demand are asked anew shortly before their TTL ends.
-    CACHE_PREFETCH: bool = "cache.prefetch", Later, Default("true"), |item, faults| item.flag(faults);
+    CACHE_PREFETCH: bool = "cache.prefetch", Built, Default("true"), |item, faults| item.flag(faults);
     /// Whether answers survive a restart.
     CACHE_SAVE: bool = "cache.save", Later, Default("false"), |item, faults| item.flag(faults);
 

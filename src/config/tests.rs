@@ -562,11 +562,11 @@ fn variable_that_is_no_text_is_named() {
 
 #[test]
 fn what_is_not_built_warns_only_when_it_is_set_otherwise() {
-    let defaults = read("[cache]\nprefetch = true\nserve-stale = \"24h\"\n[listen]\ndot = []\n").unwrap();
+    let defaults = read("[cache]\nsave = false\n[listen]\ndot = []\n").unwrap();
     assert_eq!(defaults.not_built, []);
     let text = "\
 [cache]
-prefetch = false
+save = true
 [[group]]
 name = \"guests\"
 clients = [\"10.0.0.0/8\"]
@@ -580,7 +580,7 @@ dot = [\"0.0.0.0:853\"]
     assert_eq!(
         warned,
         [
-            "config.toml:2:12: cache.prefetch: not built yet, setting it has no effect",
+            "config.toml:2:8: cache.save: not built yet, setting it has no effect",
             "config.toml:3:1: [[group]]: not built yet, setting it has no effect",
             "config.toml:7:1: [[zone]]: not built yet, setting it has no effect",
             "config.toml:10:7: listen.dot: not built yet, setting it has no effect",

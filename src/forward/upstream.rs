@@ -490,13 +490,11 @@ fn is_edns_refusal(result: &Result<Walked, Reason>) -> bool {
 /// Returns whether another upstream could only repeat this answer.
 ///
 /// YXDOMAIN is what a DNAME that makes the name too long gives (RFC 6672 §2.2). A SERVFAIL is final when its EDE
-/// says that DNSSEC validation decided (RFC 8914: 1 and 2 unsupported algorithm or digest, 5 to 12 indeterminate to
-/// no NSEC): an upstream that does not validate must not be found to undo it.
+/// says that DNSSEC validation decided: an upstream that does not validate must not be found to undo it.
 fn is_final(walked: &Walked) -> bool {
     match walked.answer.rcode() {
         rcode::NOERROR | rcode::NXDOMAIN | rcode::YXDOMAIN => true,
-        rcode::SERVFAIL => walked.answer.edes().iter().any(|ede| matches!(ede.code, 1 | 2 | 5..=12)),
-        _ => false,
+        _ => walked.answer.is_refused_by_dnssec(),
     }
 }
 

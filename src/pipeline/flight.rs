@@ -3,6 +3,8 @@
 //! The first to ask leads: its question goes on whatever becomes of its client, so that one that goes away takes no
 //! answer from the others. Whoever asks meanwhile comes aboard. All are told by the same event, so no second client
 //! overtakes the first one's programming.
+//!
+//! A flight may be there to replace a cached answer ([`Aged`]). Then nobody who comes once it is overdue waits for it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +14,8 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::cache::Entry;
-use crate::wire::{Question, Transport};
+use crate::clock::Timestamp;
+use crate::wire::{Answer, Question, Transport};
 
 /// The most questions on their way at once; one more is answered with SERVFAIL.
 const FLIGHTS_MAX: usize = 16_384;
@@ -38,9 +41,36 @@ pub(super) struct Packet {
 /// Those who wait for one flight; mostly it is one.
 pub(super) type Passengers = SmallVec<[Passenger; 1]>;
 
+/// The cached answer that a flight is to replace.
+#[derive(Clone)]
+pub(super) struct Aged {
+    pub(super) entry: Entry,
+    /// From when on it is given although it has ended; `None` for never.
+    pub(super) overdue: Option<Timestamp>,
+}
+
+impl Aged {
+    /// Returns whether it is still worth more than this failure. What validation refused ends what has ended.
+    pub(super) fn outlasts(&self, failure: &Answer, now: Timestamp) -> bool {
+        self.entry.is_fresh(now) || (self.overdue.is_some() && !failure.is_refused_by_dnssec())
+    }
+
+    /// Returns whether nobody needs to wait for a newer one.
+    fn is_to_be_given(&self, now: Timestamp) -> bool {
+        self.overdue.is_some_and(|overdue| overdue <= now) || self.entry.is_fresh(now)
+    }
+}
+
+/// Who waits for one flight, and what it is to replace.
+#[derive(Default)]
+struct Aboard {
+    passengers: Passengers,
+    aged: Option<Aged>,
+}
+
 /// The questions on their way.
 #[derive(Default)]
-pub(super) struct Flights(Mutex<HashMap<Arc<Question>, Passengers, foldhash::fast::RandomState>>);
+pub(super) struct Flights(Mutex<HashMap<Arc<Question>, Aboard, foldhash::fast::RandomState>>);
 
 /// How a question travels.
 pub(super) enum Boarding<S: FnOnce(Passengers)> {
@@ -48,6 +78,8 @@ pub(super) enum Boarding<S: FnOnce(Passengers)> {
     Lead(Leader<S>),
     /// It waits for another's answer.
     Follow,
+    /// It need not wait: this answer is there.
+    Relieved(Passenger, Entry),
     /// There are too many on their way; it stays behind.
     Full(Passenger),
 }
@@ -62,28 +94,67 @@ pub(super) struct Leader<S: FnOnce(Passengers)> {
 
 impl Flights {
     /// Joins the flight of `question`, or starts it; `sorry` gets its passengers if its leader fails.
-    pub(super) fn board<S>(self: &Arc<Self>, question: &Arc<Question>, passenger: Passenger, sorry: S) -> Boarding<S>
-    where
-        S: FnOnce(Passengers),
-    {
+    pub(super) fn board<S: FnOnce(Passengers)>(
+        self: &Arc<Self>,
+        question: &Arc<Question>,
+        passenger: Passenger,
+        now: Timestamp,
+        sorry: S,
+    ) -> Boarding<S> {
         let mut flights = self.0.lock();
         if let Some(aboard) = flights.get_mut(question) {
-            aboard.push(passenger);
+            if let Some(aged) = aboard.aged.as_ref().filter(|aged| aged.is_to_be_given(now)) {
+                return Boarding::Relieved(passenger, aged.entry.clone());
+            }
+            aboard.passengers.push(passenger);
             return Boarding::Follow;
         }
         if flights.len() >= FLIGHTS_MAX {
             return Boarding::Full(passenger);
         }
-        flights.insert(Arc::clone(question), SmallVec::from_iter([passenger]));
+        let aboard = Aboard { passengers: SmallVec::from_iter([passenger]), aged: None };
+        flights.insert(Arc::clone(question), aboard);
         Boarding::Lead(Leader { question: Arc::clone(question), flights: Arc::clone(self), sorry: Some(sorry) })
     }
 
+    /// Starts a flight that nobody waits for; `None` if there is one, or no room.
+    pub(super) fn start<S: FnOnce(Passengers)>(
+        self: &Arc<Self>,
+        question: &Arc<Question>,
+        aged: Aged,
+        sorry: S,
+    ) -> Option<Leader<S>> {
+        let mut flights = self.0.lock();
+        if flights.len() >= FLIGHTS_MAX || flights.contains_key(question) {
+            return None;
+        }
+        flights.insert(Arc::clone(question), Aboard { passengers: Passengers::new(), aged: Some(aged) });
+        Some(Leader { question: Arc::clone(question), flights: Arc::clone(self), sorry: Some(sorry) })
+    }
+
+    /// Takes those out who wait for this very flight, if it is overdue at `now`, and what they are to be given.
+    pub(super) fn relieve(&self, question: &Arc<Question>, now: Timestamp) -> Option<(Passengers, Entry)> {
+        let mut flights = self.0.lock();
+        // Another flight of the same question has a copy of its own.
+        flights.get_key_value(question).filter(|(led, _)| Arc::ptr_eq(led, question))?;
+        let Aboard { passengers, aged } = flights.get_mut(question)?;
+        let aged = aged.as_ref().filter(|aged| aged.is_to_be_given(now))?;
+        Some((std::mem::take(passengers), aged.entry.clone()))
+    }
+
     fn end(&self, question: &Question) -> Passengers {
-        self.0.lock().remove(question).unwrap_or_default()
+        self.0.lock().remove(question).unwrap_or_default().passengers
     }
 }
 
 impl<S: FnOnce(Passengers)> Leader<S> {
+    /// Says what the flight is to replace.
+    pub(super) fn replaces(&self, aged: Aged) {
+        if let Some(aboard) = self.flights.0.lock().get_mut(&self.question) {
+            aboard.aged = Some(aged);
+        }
+    }
+
     /// Ends the flight and returns who waited for it, to be told. The caller has put the answer into the cache before,
     /// if it belongs there, so that a question that comes right afterwards finds it.
     pub(super) fn land(mut self) -> Passengers {
@@ -105,6 +176,8 @@ mod tests {
     use super::*;
     use crate::name::Name;
 
+    const NOW: Timestamp = Timestamp::from_secs(1);
+
     fn question(name: &str) -> Arc<Question> {
         Arc::new(Question::new(Name::parse(name).unwrap(), 1))
     }
@@ -118,14 +191,14 @@ mod tests {
     async fn a_leader_that_fails_releases_those_who_wait() {
         let flights = Arc::new(Flights::default());
         let (first, second) = (task(), task());
-        let Boarding::Lead(leader) = flights.board(&question("a.example"), first.0, drop) else {
+        let Boarding::Lead(leader) = flights.board(&question("a.example"), first.0, NOW, drop) else {
             panic!("first leads")
         };
-        assert!(matches!(flights.board(&question("A.example"), second.0, drop), Boarding::Follow));
+        assert!(matches!(flights.board(&question("A.example"), second.0, NOW, drop), Boarding::Follow));
         drop(leader);
         assert!(first.1.await.is_err() && second.1.await.is_err());
         assert!(
-            matches!(flights.board(&question("a.example"), task().0, drop), Boarding::Lead(..)),
+            matches!(flights.board(&question("a.example"), task().0, NOW, drop), Boarding::Lead(..)),
             "the next leads anew"
         );
     }
@@ -133,11 +206,13 @@ mod tests {
     #[test]
     fn a_flight_that_landed_ends_no_later_one() {
         let flights = Arc::new(Flights::default());
-        let Boarding::Lead(leader) = flights.board(&question("a.example"), task().0, drop) else { panic!("it leads") };
+        let Boarding::Lead(leader) = flights.board(&question("a.example"), task().0, NOW, drop) else {
+            panic!("it leads")
+        };
         assert_eq!(leader.land().len(), 1);
-        let Boarding::Lead(_next) = flights.board(&question("a.example"), task().0, drop) else {
+        let Boarding::Lead(_next) = flights.board(&question("a.example"), task().0, NOW, drop) else {
             panic!("it leads anew")
         };
-        assert!(matches!(flights.board(&question("a.example"), task().0, drop), Boarding::Follow));
+        assert!(matches!(flights.board(&question("a.example"), task().0, NOW, drop), Boarding::Follow));
     }
 }

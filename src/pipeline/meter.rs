@@ -23,7 +23,20 @@ const OTHER: usize = BADVERS + 1;
 const HIT: usize = OTHER + 1;
 const MISS: usize = HIT + 1;
 const STALE: usize = MISS + 1;
-const TAGGED: usize = STALE + 1;
+const REFRESHED: usize = STALE + 1;
+const UNLEARNED: usize = REFRESHED + 1;
+const FAILED: usize = UNLEARNED + 1;
+const FORGOTTEN: usize = FAILED + 1;
+const TAGGED: usize = FORGOTTEN + 1;
+
+/// What became of a cached answer that was due to be asked anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prefetch {
+    Refreshed,
+    Unlearned,
+    Failed,
+    Forgotten,
+}
 
 /// Counters of the pipeline; cheap to clone.
 #[derive(Clone, Debug)]
@@ -54,6 +67,17 @@ impl Meter {
             [("hit", HIT), ("miss", MISS), ("stale", STALE)].map(of),
         ));
         registry.add(Tallied::new(
+            (
+                "greenlane_cache_prefetches_total",
+                "Cached answers that were due to be asked anew: replaced by a newer one (refreshed), left alone because \
+                 its addresses were not in the set in time (unlearned) or no upstream gave one (failed), or not asked \
+                 for since too many were due at once or somebody else was asking (forgotten).",
+            ),
+            &["result"],
+            &tally,
+            [("refreshed", REFRESHED), ("unlearned", UNLEARNED), ("failed", FAILED), ("forgotten", FORGOTTEN)].map(of),
+        ));
+        registry.add(Tallied::new(
             ("greenlane_listen_tagged_total", "Responses under a bypass trigger, each once however many apps it has."),
             &[],
             &tally,
@@ -81,6 +105,21 @@ impl Meter {
     /// Counts a question that the cache had no answer to.
     pub(super) fn miss(&self) {
         self.tally.raise(MISS);
+    }
+
+    /// Counts an answer past its TTL.
+    pub(super) fn stale(&self) {
+        self.tally.raise(STALE);
+    }
+
+    /// Counts what became of an answer that was due to be asked anew.
+    pub(super) fn prefetch(&self, result: Prefetch) {
+        self.tally.raise(match result {
+            Prefetch::Refreshed => REFRESHED,
+            Prefetch::Unlearned => UNLEARNED,
+            Prefetch::Failed => FAILED,
+            Prefetch::Forgotten => FORGOTTEN,
+        });
     }
 
     /// Counts an answer with a tag.

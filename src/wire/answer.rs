@@ -101,6 +101,23 @@ impl Answer {
         self.octets.len()
     }
 
+    /// Returns it with these extended errors in the place of its own; no more than [`EDES_MAX`] are given.
+    #[must_use]
+    pub fn with_edes(self, edes: &[Ede]) -> Self {
+        let mut octets = self.octets.into_vec();
+        octets.truncate(usize::from(self.shape.message_len) + 2 * usize::from(self.shape.ttl_count));
+        edes.iter().take(EDES_MAX).for_each(|ede| ede.write(&mut octets, true));
+        Self { shape: self.shape, octets: octets.into_boxed_slice() }
+    }
+
+    /// Returns whether it is a SERVFAIL because DNSSEC validation said no.
+    ///
+    /// Its EDEs say so (RFC 8914: 1 and 2 unsupported algorithm or digest, 5 to 12 indeterminate to no NSEC). Neither
+    /// another upstream nor an older answer may undo it.
+    pub fn is_refused_by_dnssec(&self) -> bool {
+        self.rcode() == rcode::SERVFAIL && self.edes().iter().any(|ede| matches!(ede.code, 1 | 2 | 5..=12))
+    }
+
     pub(super) fn forbid_caching(&mut self) {
         self.shape.lifetime_secs = 0;
     }
