@@ -1,5 +1,6 @@
 //! The whole of greenlane from outside: the built binary, real sockets of loopback, scripted upstreams.
 
+mod ahead;
 mod answers;
 mod commands;
 mod consumers;

@@ -14,11 +14,12 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-const METRICS: [(&str, &str); 43] = [
+const METRICS: [(&str, &str); 44] = [
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
     ("greenlane_cache_lookups_total", "counter"),
+    ("greenlane_cache_prefetches_total", "counter"),
     ("greenlane_catalogue_reloads_total", "counter"),
     ("greenlane_catalogue_triggers", "gauge"),
     ("greenlane_export_commands_total", "counter"),
@@ -227,6 +228,9 @@ async fn every_metric_is_there_with_its_value() {
     is("cache_lookups_total", &[("result", "hit")], 2.0);
     is("cache_lookups_total", &[("result", "miss")], 13.0);
     is("cache_lookups_total", &[("result", "stale")], 0.0);
+    for result in ["refreshed", "unlearned", "failed", "forgotten"] {
+        is("cache_prefetches_total", &[("result", result)], 0.0);
+    }
     assert!(value(&samples, "greenlane_cache_entries", &[]) >= 8.0);
     assert!(value(&samples, "greenlane_cache_bytes", &[]) > 500.0);
     // Upstreams by their place.

@@ -1,4 +1,5 @@
-//! Never late, never lost, never more than asked: for any sequence of answers, questions, reloads and steps of time.
+//! Never late, never lost, never more than asked: for any sequence of answers, failures, questions, reloads
+//! and steps of time.
 //!
 //! A [`Model`] remembers what clients were told, and nothing of how learning works: an address told with TTL `t` at
 //! `x` for a listed name must be in the set until `x + t`, and may be in it until `x + max(t + 1 s, min-hold) +
@@ -9,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use greenlane::cache::Ahead;
 use greenlane::clock::Timestamp;
 use greenlane::learn;
 use hickory_proto::op::Message;
@@ -20,7 +22,7 @@ use proptest::test_runner::TestCaseError;
 
 use crate::harness::{question, tag};
 use crate::scenarios::told;
-use crate::stage::{Stage, options};
+use crate::stage::{Stage, Trouble, options};
 use crate::upstream::{A, CNAME, HTTPS, wire_name};
 
 /// Whoever asks one of these learns for it, if a list of the moment has it.
@@ -33,6 +35,9 @@ const TARGET: &str = "svc.cdn.example";
 
 /// Where the CNAME of `alias.listed.example` leads.
 const EDGE: &str = "edge.cdn.example";
+
+/// What is asked ahead is learned though nobody was told of it, which the model would not know.
+const AHEAD: Ahead = Ahead { serve_stale: Duration::from_secs(1800), prefetch: false };
 
 /// Lists to reload between.
 const LISTS: [&str; 4] = [
@@ -77,6 +82,8 @@ enum Step {
     },
     AskPointing,
     AskTarget,
+    /// The upstream fails from now on, or no longer.
+    Fail(bool),
     Pass(u64),
     Reload(usize),
 }
@@ -114,6 +121,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0..NAMES.len(), any::<bool>()).prop_map(|(name, dnssec_ok)| Step::Ask { name, dnssec_ok }),
         2 => proptest::strategy::Just(Step::AskPointing),
         2 => proptest::strategy::Just(Step::AskTarget),
+        1 => any::<bool>().prop_map(Step::Fail),
         6 => millis.prop_map(Step::Pass),
         1 => (0..LISTS.len()).prop_map(Step::Reload),
     ]
@@ -217,7 +225,7 @@ impl Model {
 /// Plays the steps and holds the set against the model after each.
 async fn play(steps: &[Step], options: learn::Options, has_caps: bool) -> Result<(), TestCaseError> {
     let lists = |list: usize| BTreeMap::from([("demo".to_owned(), LISTS[list].to_owned())]);
-    let mut stage = Stage::start(&lists(0), options.clone()).await.unwrap();
+    let mut stage = Stage::start(&lists(0), options.clone(), AHEAD).await.unwrap();
     let (min_hold, grace) = (options.min_hold, options.grace);
     let (follows_until, may_follow_until) = Default::default();
     let mut model =
@@ -257,7 +265,9 @@ async fn play(steps: &[Step], options: learn::Options, has_caps: bool) -> Result
                 if model.lists(POINTING) {
                     let now = stage.clock.now();
                     model.tell(POINTING, &answer, now, true);
-                    model.follow(answer.answers[0].ttl, now);
+                    if let Some(record) = answer.answers.first() {
+                        model.follow(record.ttl, now);
+                    }
                 }
             }
             Step::AskTarget => {
@@ -268,9 +278,12 @@ async fn play(steps: &[Step], options: learn::Options, has_caps: bool) -> Result
                     model.tell(POINTING, &answer, now, now < model.follows_until);
                 }
             }
+            Step::Fail(is_failing) => {
+                stage.zone.lock().unwrap().trouble = is_failing.then_some(Trouble::Fails(2, None));
+            }
             Step::Pass(millis) => stage.pass(Duration::from_millis(*millis)).await,
             Step::Reload(list) => {
-                stage.reload(&lists(*list), options.clone()).await.unwrap();
+                stage.reload(&lists(*list), options.clone(), AHEAD).await.unwrap();
                 model.reload(*list);
             }
         }

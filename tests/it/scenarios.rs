@@ -8,10 +8,21 @@
 //! list APP LINE, LINE             the app's list; without lines there is none; in force likewise
 //! reload                          puts changed lists and options in force
 //! upstream NAME TYPE RDATA ttl N  what the upstream says from now on; `none` instead of RDATA and TTL takes it back
+//! upstream NAME gone ttl N        NXDOMAIN from now on, with this TTL; 0: without an SOA
+//! upstream silent | fails RCODE [EDE] | back
+//!                                 what it does instead of answering, until it is back
+//! cache KEY VALUE                 `serve-stale` or `prefetch`; in force from the start, or from the next `reload`
 //! ask NAME TYPE [do] [from ADDR]  a client asks, with EDNS
-//! expect ADDRS [ttl N] [tag APPS] [from cache|from upstream]
+//! begin NAME TYPE [do] [from ADDR]
+//!                                 likewise, but the next `expect` waits for the answer
+//! waiting                         there is none yet
+//! asked NAME N                    how many questions for the name the upstream gets in all, before long
+//! counted METRIC N                likewise what a line of the metrics says
+//! settle NAME TYPE                somebody asks until the answer is not a stale one
+//! expect ADDRS [ttl N] [tag APPS] [from cache|from upstream] [ede N] [rcode N]
 //!                                 what it got: these addresses and hints or `nothing`, all with this TTL; no tag
-//!                                 unless the apps are named, the first one first, joined by `+`
+//!                                 unless the apps are named, the first one first, joined by `+`; no extended error
+//!                                 but the tag's, and NOERROR, unless they are named
 //! pass SPAN                       time passes
 //! set PREFIXES                    the exported set, exactly; or `empty`
 //! end ADDR in SPAN                when the address will leave if nothing happens
@@ -26,13 +37,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
+use greenlane::cache::Ahead;
 use greenlane::learn;
 use hickory_proto::op::Message;
+use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::rdata::svcb::SvcParamValue;
 use hickory_proto::rr::{RData, RecordType};
 
-use crate::harness::{question, tag};
-use crate::stage::{Stage, options};
+use crate::harness::{PATIENCE, question, tag};
+use crate::stage::{Stage, Trouble, options};
 use crate::upstream::{A, AAAA, CNAME, HTTPS, wire_name};
 
 /// One test a file, named like it.
@@ -57,10 +70,24 @@ scenarios! {
     https_hints
     new_addresses_of_one_client
     options_reloaded
+    prefetch
+    prefetch_in_vain
+    prefetch_when_silent
+    prefetch_without_demand
+    prefetch_without_room
     reload_adds_a_trigger
     reload_removes_a_trigger
     rotation
     shorter_ttl_later
+    stale_after_a_reload
+    stale_and_dnssec
+    stale_followed_target
+    stale_limit
+    stale_negative
+    stale_on_failure
+    stale_task
+    stale_when_silent
+    stale_without_room
     static_prefixes_and_hosts
     target_cached_before
     target_following
@@ -107,6 +134,7 @@ async fn play(name: &str) {
 struct Play {
     lists: BTreeMap<String, String>,
     learn: Vec<(String, String)>,
+    ahead: Ahead,
     /// Made at the first step that needs it.
     stage: Option<Stage>,
     answer: Option<Answer>,
@@ -129,9 +157,35 @@ impl Play {
             ("learn", [key, value]) => self.learn.push(((*key).to_owned(), (*value).to_owned())),
             ("list", [app, lines @ ..]) => self.list(app, &lines.join(" ")),
             ("reload", []) => self.reload().await?,
+            ("cache", ["serve-stale", value]) => self.ahead.serve_stale = read_span(value)?,
+            ("cache", ["prefetch", value]) => self.ahead.prefetch = value.parse().map_err(|_| "no flag")?,
+            ("upstream", ["silent"]) => self.trouble(Some(Trouble::Silent)).await?,
+            ("upstream", ["fails", rcode]) => self.trouble(Some(Trouble::Fails(read_number(rcode)?, None))).await?,
+            ("upstream", ["fails", rcode, ede]) => {
+                let (rcode, ede) = (read_number(rcode)?, read_number(ede)?);
+                self.trouble(Some(Trouble::Fails(rcode, Some(ede)))).await?;
+            }
+            ("upstream", ["back"]) => self.trouble(None).await?,
+            ("upstream", [name, "gone", "ttl", ttl]) => {
+                let ttl = read_number(ttl)?;
+                self.stage().await?.zone.lock().unwrap().remove(name, ttl.into());
+            }
+            ("begin", [name, rtype, rest @ ..]) => self.begin(name, rtype, rest).await?,
+            ("waiting", []) => check("whether it waits", self.stage().await?.is_waiting(), true)?,
+            ("asked", [name, count]) => {
+                let (stage, count) = (self.stage().await?, usize::from(read_number(count)?));
+                before_long(|| stage.asked_for(name) == count).await;
+                check("questions", stage.asked_for(name), count)?;
+            }
+            ("counted", [line, count]) => {
+                let (stage, count) = (self.stage().await?, u64::from(read_number(count)?));
+                before_long(|| stage.metric(line) == count).await;
+                check("count", stage.metric(line), count)?;
+            }
+            ("settle", [name, rtype]) => self.settle(name, rtype).await?,
             ("upstream", [name, rtype, rest @ ..]) => self.upstream(name, rtype, rest).await?,
             ("ask", [name, rtype, rest @ ..]) => self.ask(name, rtype, rest).await?,
-            ("expect", rest) => self.expect(rest)?,
+            ("expect", rest) => self.expect(rest).await?,
             ("pass", [span]) => {
                 let span = read_span(span)?;
                 self.stage().await?.pass(span).await;
@@ -151,7 +205,9 @@ impl Play {
 
     async fn stage(&mut self) -> Step<&mut Stage> {
         if self.stage.is_none() {
-            let started = Stage::start(&self.lists, self.options()?).await.map_err(|problems| problems.to_string())?;
+            let started = Stage::start(&self.lists, self.options()?, self.ahead)
+                .await
+                .map_err(|problems| problems.to_string())?;
             self.stage = Some(started);
         }
         self.stage.as_mut().ok_or_else(|| "no stage".into())
@@ -185,8 +241,8 @@ impl Play {
     }
 
     async fn reload(&mut self) -> Step {
-        let (lists, options) = (self.lists.clone(), self.options()?);
-        self.stage().await?.reload(&lists, options).await.map_err(|problems| problems.to_string())
+        let (lists, options, ahead) = (self.lists.clone(), self.options()?, self.ahead);
+        self.stage().await?.reload(&lists, options, ahead).await.map_err(|problems| problems.to_string())
     }
 
     async fn upstream(&mut self, name: &str, rtype: &str, rest: &[&str]) -> Step {
@@ -204,18 +260,31 @@ impl Play {
         Ok(())
     }
 
+    async fn trouble(&mut self, trouble: Option<Trouble>) -> Step {
+        self.stage().await?.zone.lock().unwrap().trouble = trouble;
+        Ok(())
+    }
+
+    async fn begin(&mut self, name: &str, rtype: &str, rest: &[&str]) -> Step {
+        let (query, client) = read_query(name, rtype, rest)?;
+        self.stage().await?.begin(&query, client).await;
+        Ok(())
+    }
+
+    async fn settle(&mut self, name: &str, rtype: &str) -> Step {
+        let (query, client) = read_query(name, rtype, &[])?;
+        let stage = self.stage().await?;
+        for _ in 0..PATIENCE.as_millis() / 20 {
+            if edes(&stage.ask(&query, client).await).is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err("it stays stale".into())
+    }
+
     async fn ask(&mut self, name: &str, rtype: &str, rest: &[&str]) -> Step {
-        let mut query = question(name, RecordType::from(read_type(rtype)?));
-        let (wants_dnssec, rest) = match rest {
-            ["do", rest @ ..] => (true, rest),
-            _ => (false, rest),
-        };
-        query.edns.as_mut().ok_or("no EDNS")?.set_dnssec_ok(wants_dnssec);
-        let client = match rest {
-            [] => Ipv4Addr::LOCALHOST,
-            ["from", client] => client.parse().map_err(|_| "no client address")?,
-            _ => return Err("only `do` and `from` may follow".into()),
-        };
+        let (query, client) = read_query(name, rtype, rest)?;
         let stage = self.stage().await?;
         let before = stage.upstream_count();
         let message = stage.ask(&query, client).await;
@@ -223,9 +292,12 @@ impl Play {
         Ok(())
     }
 
-    fn expect(&self, words: &[&str]) -> Step {
+    async fn expect(&mut self, words: &[&str]) -> Step {
+        if let Some(message) = self.stage().await?.begun().await {
+            self.answer = Some(Answer { message, is_from_cache: false });
+        }
         let answer = self.answer.as_ref().ok_or("nobody asked")?;
-        let is_key = |word: &&&str| matches!(**word, "ttl" | "tag" | "from");
+        let is_key = |word: &&&str| matches!(**word, "ttl" | "tag" | "from" | "ede" | "rcode");
         let (addresses, mut rest) = words.split_at(words.iter().take_while(|word| !is_key(word)).count());
         let told = told(&answer.message);
         let mut found: Vec<String> = told.iter().map(|(addr, _)| addr.to_string()).collect();
@@ -233,7 +305,7 @@ impl Play {
         let mut expected = read_list(&addresses.join(" "), "nothing");
         expected.sort();
         check("addresses", &found, &expected)?;
-        let mut apps = String::new();
+        let (mut apps, mut ede, mut rcode) = (String::new(), Vec::new(), 0);
         while let [key, value, more @ ..] = rest {
             match *key {
                 "ttl" => {
@@ -241,11 +313,15 @@ impl Play {
                     check("TTLs", told.iter().map(|(_, ttl)| *ttl).collect(), vec![ttl; told.len()])?;
                 }
                 "tag" => apps = (*value).to_owned(),
+                "ede" => ede = vec![read_number(value)?],
+                "rcode" => rcode = read_number(value)?,
                 "from" => check("where it came from", if answer.is_from_cache { "cache" } else { "upstream" }, *value)?,
                 _ => return Err(format!("`{key}` may not stand here")),
             }
             rest = more;
         }
+        check("rcode", u16::from(answer.message.metadata.response_code), rcode)?;
+        check("extended errors", edes(&answer.message), ede)?;
         check("tag", tag(&answer.message).map(|text| apps_of(&text)).unwrap_or_default(), apps)
     }
 
@@ -275,6 +351,46 @@ impl Play {
     async fn metric(&mut self, line: &str, expected: &str) -> Step {
         check(line, self.stage().await?.metric(line).to_string(), expected.to_owned())
     }
+}
+
+/// Waits until something is so, or for as long as it may take.
+async fn before_long(mut is_it: impl FnMut() -> bool) {
+    for _ in 0..PATIENCE.as_millis() / 20 {
+        if is_it() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The codes of the extended errors, the tag's aside.
+pub(crate) fn edes(message: &Message) -> Vec<u16> {
+    let options = message.edns.iter().flat_map(|edns| edns.options().as_ref());
+    let codes = options.filter_map(|(_, option)| match option {
+        EdnsOption::Unknown(15, value) => value.first_chunk().map(|code| u16::from_be_bytes(*code)),
+        _ => None,
+    });
+    codes.filter(|code| *code != 0).collect()
+}
+
+/// Reads who asks what.
+fn read_query(name: &str, rtype: &str, rest: &[&str]) -> Step<(Message, Ipv4Addr)> {
+    let mut query = question(name, RecordType::from(read_type(rtype)?));
+    let (wants_dnssec, rest) = match rest {
+        ["do", rest @ ..] => (true, rest),
+        _ => (false, rest),
+    };
+    query.edns.as_mut().ok_or("no EDNS")?.set_dnssec_ok(wants_dnssec);
+    let client = match rest {
+        [] => Ipv4Addr::LOCALHOST,
+        ["from", client] => client.parse().map_err(|_| "no client address")?,
+        _ => return Err("only `do` and `from` may follow".into()),
+    };
+    Ok((query, client))
+}
+
+fn read_number(text: &str) -> Step<u16> {
+    text.parse().map_err(|_| format!("`{text}` is no number"))
 }
 
 fn check<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> Step {
