@@ -8,7 +8,7 @@
 //!  UDP, TCP ─▶ listen ─▶ pipeline::try_answer ─ hit ─▶ wire::finish ─▶ client
 //!                              └─ miss ─▶ pipeline::resolve
 //!                                           ├─ policy     names answered at home
-//!                                           ├─ cache      equal questions share one exchange
+//!                                           ├─ cache      equal questions share one exchange; ended answers in need
 //!                                           ├─ forward    ask an upstream
 //!                                           ├─ catalogue  match the name ─▶ tag
 //!                                           └─ learn      admit addresses ─▶ the one writer ─▶ set

@@ -251,7 +251,7 @@ async fn ask(pipeline: Pipeline, clock: Clock, query: Message, client: Ipv4Addr)
     match pipeline.try_answer(&view, Transport::Tcp, clock.now(), &mut out) {
         Tried::Answered => {}
         Tried::Drop => panic!("no answer to {query:?}"),
-        Tried::Miss if client.octets()[3] % 2 == 0 => {
+        Tried::Miss if client.octets()[3].is_multiple_of(2) => {
             pipeline.resolve(&view, Transport::Tcp, IpAddr::V4(client), &mut out).await;
         }
         Tried::Miss => {
