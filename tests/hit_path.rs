@@ -232,6 +232,38 @@ async fn a_hit_does_not_allocate() {
 }
 
 #[tokio::test]
+async fn a_hit_that_asks_ahead_does_not_allocate() {
+    let upstream = Upstream::start(answer).await;
+    let (pipeline, clock) = pipeline(&upstream);
+    let mut out = Vec::with_capacity(65_535);
+    // More than wait at once: those beyond are forgotten.
+    let questions: Vec<_> = (0..300).map(|i| question(&format!("n{i}.listed.example"), A, Edns::Plain)).collect();
+    for octets in &questions {
+        let view = seen(octets, Transport::Udp);
+        pipeline.resolve(&view, Transport::Udp, IpAddr::V4(Ipv4Addr::LOCALHOST), &mut out).await;
+    }
+    let mut ask_all = || {
+        for octets in &questions {
+            let view = seen(octets, Transport::Udp);
+            let (allocations, tried) = counted(|| pipeline.try_answer(&view, Transport::Udp, clock.now(), &mut out));
+            assert_eq!((tried, allocations), (Tried::Answered, 0));
+        }
+    };
+    (0..3).for_each(|_| ask_all());
+    clock.advance(std::time::Duration::from_secs(280));
+    ask_all();
+    let asked = upstream.count();
+    let looking_ahead = tokio::spawn(pipeline.clone().look_ahead());
+    let begun = async {
+        while upstream.count() == asked {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), begun).await.expect("they are asked for");
+    looking_ahead.abort();
+}
+
+#[tokio::test]
 async fn looking_at_a_miss_or_at_noise_does_not_allocate() {
     let upstream = Upstream::start(answer).await;
     let (pipeline, clock) = pipeline(&upstream);

@@ -174,7 +174,9 @@ impl<S: FnOnce(Passengers)> Drop for Leader<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Mark;
     use crate::name::Name;
+    use crate::wire;
 
     const NOW: Timestamp = Timestamp::from_secs(1);
 
@@ -214,5 +216,51 @@ mod tests {
             panic!("it leads anew")
         };
         assert!(matches!(flights.board(&question("a.example"), task().0, NOW, drop), Boarding::Follow));
+    }
+
+    fn aged(overdue: Option<Timestamp>) -> Aged {
+        let question = question("a.example");
+        let answer = wire::synthesize(&question, 0, &[]);
+        let mark = Mark { generation: 1, tagged: None, is_learned: false, programmed: true };
+        // It ends as the second begins.
+        Aged { entry: Entry::new(&question, answer.kept(), Timestamp::default(), 1, mark), overdue }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_flight_that_is_overdue() {
+        let (flights, asked, later) = (Arc::new(Flights::default()), question("a.example"), Timestamp::from_secs(2));
+        let Boarding::Lead(leader) = flights.board(&asked, task().0, NOW, drop) else { panic!("it leads") };
+        leader.replaces(aged(Some(later)));
+        assert!(matches!(flights.board(&asked, task().0, NOW, drop), Boarding::Follow));
+        assert!(flights.relieve(&asked, NOW).is_none(), "not yet");
+        assert_eq!(flights.relieve(&asked, later).map(|(relieved, _)| relieved.len()), Some(2));
+        assert!(matches!(flights.board(&asked, task().0, later, drop), Boarding::Relieved(..)));
+        assert!(leader.land().is_empty());
+    }
+
+    #[test]
+    fn a_flight_is_relieved_for_its_own_delay_only() {
+        let flights = Arc::new(Flights::default());
+        let (first, second) = (question("a.example"), question("a.example"));
+        let lead = |asked: &Arc<Question>| {
+            let Boarding::Lead(leader) = flights.board(asked, task().0, NOW, drop) else { panic!("it leads") };
+            leader.replaces(aged(Some(NOW)));
+            leader
+        };
+        lead(&first).land();
+        let _second = lead(&second);
+        assert!(flights.relieve(&first, NOW).is_none());
+        assert!(flights.relieve(&second, NOW).is_some());
+    }
+
+    #[test]
+    fn what_is_asked_ahead_is_waited_for_once_the_old_answer_has_ended() {
+        let (flights, asked) = (Arc::new(Flights::default()), question("a.example"));
+        let _leader = flights.start(&asked, aged(None), drop).unwrap();
+        assert!(flights.start(&asked, aged(None), drop).is_none(), "one is enough");
+        let before = Timestamp::from_millis(999);
+        assert!(matches!(flights.board(&asked, task().0, before, drop), Boarding::Relieved(..)));
+        assert!(matches!(flights.board(&asked, task().0, NOW, drop), Boarding::Follow));
+        assert!(flights.relieve(&asked, Timestamp::from_secs(99)).is_none(), "stale answers are switched off");
     }
 }

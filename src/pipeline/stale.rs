@@ -174,3 +174,36 @@ fn stale(question: &Question, entry: &Entry) -> Option<(Answer, Facts)> {
     edes.extend(kept.edes());
     Some((walked.answer.with_edes(&edes), walked.facts))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Mark;
+    use crate::name::Name;
+
+    /// An answer of `ttl_secs` with AD, as it is kept.
+    fn entry(question: &Question, ttl_secs: u32, edes: &[Ede]) -> Entry {
+        let mut octets = b"\0\0\x81\xa0\0\x01\0\x01\0\0\0\0".to_vec();
+        octets.extend(question.name.as_wire());
+        octets.extend([0, 1, 0, 1, 0xc0, 12, 0, 1, 0, 1]);
+        octets.extend(ttl_secs.to_be_bytes());
+        octets.extend([0, 4, 192, 0, 2, 1]);
+        let rules = Rules { min_ttl: 0, max_ttl: 86_400, negative_max_ttl: 3600, trust_ad: true };
+        let answer = wire::walk(&octets, question, &rules).unwrap().answer.with_edes(edes);
+        assert_eq!(answer.bytes()[3] & 0x20, 0x20);
+        let mark = Mark { generation: 1, tagged: None, is_learned: false, programmed: true };
+        Entry::new(question, answer.kept(), Timestamp::from_secs(1), ttl_secs, mark)
+    }
+
+    #[test]
+    fn a_stale_answer_is_short_lived_and_says_what_it_is() {
+        let question = Question::new(Name::parse("a.example").unwrap(), 1);
+        let own = [Ede::new(10, "no signature"), Ede::new(22, ""), Ede::new(23, "")];
+        for (ttl_secs, told) in [(86_400, 30), (30, 30), (7, 7)] {
+            let (answer, facts) = stale(&question, &entry(&question, ttl_secs, &own)).unwrap();
+            assert_eq!((answer.lifetime_secs(), facts.addresses[0].ttl_secs), (Some(told), told));
+            assert_eq!(answer.edes(), [Ede::new(wire::ede::STALE_ANSWER, ""), own[0].clone(), own[1].clone()]);
+            assert_eq!(answer.bytes()[3] & 0x20, 0, "AD is of then");
+        }
+    }
+}
