@@ -134,7 +134,7 @@ keys! {
     "tls://[2620:fe::fe]#dns.quad9.net", "tls://[2620:fe::9]#dns.quad9.net",
 ]"#),
         |item, faults| item.upstreams(faults);
-    /// "fastest" asks the one that answered soonest of late, "ordered" the first that is up.
+    /// "fastest" asks the one that answered soonest of late, and the next when that is late; "ordered" the first that is up.
     FORWARD_STRATEGY: Strategy = "forward.strategy", Built, Default(r#""fastest""#),
         |item, faults| item.word(&[("fastest", Strategy::Fastest), ("ordered", Strategy::Ordered)], faults);
     /// How long a question may take over all its tries; then the client gets SERVFAIL.
