@@ -19,12 +19,15 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+pub use crate::cache::Near;
 use crate::cache::{Cache, Entry, Key, KeyBuf, Mark, Tagged};
 use crate::catalogue::{Catalogue, MatchId, Tag};
 use crate::clock::{Clock, Timestamp};
@@ -140,6 +143,8 @@ struct Shared {
     cache: Arc<Cache>,
     learner: Learner,
     current: ArcSwap<Current>,
+    /// That of `current`, where a hit finds it without touching what other threads count references in.
+    generation: AtomicU64,
     flights: Arc<Flights>,
     clock: Clock,
     meter: Meter,
@@ -148,26 +153,56 @@ struct Shared {
 impl Pipeline {
     /// Joins the parts.
     pub fn new(current: Current, cache: Cache, learner: Learner, clock: Clock, registry: &Registry) -> Self {
+        let generation = AtomicU64::new(current.generation);
         let current = ArcSwap::from_pointee(current);
         let cache = Arc::new(cache);
         let meter = Meter::new(registry, &cache);
-        Self(Arc::new(Shared { cache, learner, current, flights: Arc::default(), clock, meter }))
+        Self(Arc::new(Shared { cache, learner, current, generation, flights: Arc::default(), clock, meter }))
     }
 
     /// Answers from the cache if that takes neither a wait nor an allocation.
     ///
     /// `out` is cleared first; it does not grow once it has room for the largest reply.
     pub fn try_answer(&self, view: &View<'_>, transport: Transport, now: Timestamp, out: &mut Vec<u8>) -> Tried {
-        let Shared { cache, current, meter, .. } = &*self.0;
-        let mut name = [0; 255];
+        self.try_answer_by(view, transport, now, out, |key| self.0.cache.find(key))
+    }
+
+    /// The same for a thread with a table of its own.
+    pub fn try_answer_near(
+        &self,
+        near: &mut Near,
+        view: &View<'_>,
+        transport: Transport,
+        now: Timestamp,
+        out: &mut Vec<u8>,
+    ) -> Tried {
+        self.try_answer_by(view, transport, now, out, |key| near.find(&self.0.cache, key))
+    }
+
+    /// Notes in a thread's own table that a question is about to be answered by it.
+    pub fn foresee(&self, near: &mut Near, view: &View<'_>) {
         let mut key = KeyBuf::new();
         let flags = (view.dnssec_ok(), view.checking_disabled());
-        let key = key.fill(view.qtype(), flags, view.fold_qname(&mut name));
-        let Some(entry) = cache.find(key) else { return Tried::Miss };
-        if !entry.is_fresh(now) || !entry.mark.programmed || entry.mark.generation != current.load().generation {
+        near.foresee(&self.0.cache, key.fill_folded(view.qtype(), flags, view.qname()));
+    }
+
+    fn try_answer_by<E: Deref<Target = Entry>>(
+        &self,
+        view: &View<'_>,
+        transport: Transport,
+        now: Timestamp,
+        out: &mut Vec<u8>,
+        find: impl FnOnce(&[u8]) -> Option<E>,
+    ) -> Tried {
+        let mut key = KeyBuf::new();
+        let flags = (view.dnssec_ok(), view.checking_disabled());
+        let key = key.fill_folded(view.qtype(), flags, view.qname());
+        let Some(entry) = find(key) else { return Tried::Miss };
+        let is_matched = entry.mark.generation == self.0.generation.load(Ordering::Acquire);
+        if !entry.is_fresh(now) || !entry.mark.programmed || !is_matched {
             return Tried::Miss;
         }
-        meter.hit();
+        self.0.meter.hit();
         self.finish(&entry, view, transport, now, out);
         Tried::Answered
     }
@@ -191,7 +226,10 @@ impl Pipeline {
 
     /// Replaces catalogue, upstreams and tags at once. Entries of the cache stay and are matched anew when asked for.
     pub fn replace(&self, current: Current) {
+        let generation = current.generation;
         self.0.current.store(Arc::new(current));
+        // Afterwards: who sees the new number and takes the slow way finds the parts that belong to it.
+        self.0.generation.store(generation, Ordering::Release);
     }
 
     /// Returns the parts in force.
@@ -256,7 +294,7 @@ impl Pipeline {
         };
         let entry = Arc::new(entry);
         if entry.lifetime_secs > 0 {
-            self.keep(&question, key, &entry, &upstreams);
+            self.keep(&question, &key, &entry, &upstreams);
         }
         leader.land(Landed { entry });
     }
@@ -280,7 +318,7 @@ impl Pipeline {
             _ => answer.lifetime_secs().unwrap_or(0),
         };
         let mark = self.learn(question, (facts, answer.heap_bytes()), 0, client).await;
-        Entry { answer, stored, lifetime_secs, mark }
+        Entry::new(answer, stored, lifetime_secs, mark)
     }
 
     /// Matches and learns a cached answer anew, without asking anybody.
@@ -291,7 +329,7 @@ impl Pipeline {
         let facts = wire::walk(entry.answer.bytes(), question, &rules).map(|walked| walked.facts).unwrap_or_default();
         let octets = entry.answer.heap_bytes();
         let mark = self.learn(question, (facts, octets), entry.age_secs(now), client).await;
-        Entry { answer: entry.answer.clone(), stored: entry.stored, lifetime_secs: entry.lifetime_secs, mark }
+        Entry::new(entry.answer.clone(), entry.stored, entry.lifetime_secs, mark)
     }
 
     /// Matches the name asked and offers the answer's addresses; `octets` is how large the answer is that waits.
@@ -345,9 +383,9 @@ impl Pipeline {
 
     /// Puts an entry into the cache, unless its name became a followed target while it was on its way, or others than
     /// `upstreams` are asked now. Both are looked at afterwards: what changes later finds the entry there and drops it.
-    fn keep(&self, question: &Question, key: Key, entry: &Arc<Entry>, upstreams: &Arc<Forward>) {
+    fn keep(&self, question: &Question, key: &Key, entry: &Arc<Entry>, upstreams: &Arc<Forward>) {
         let Shared { cache, learner, clock, current, .. } = &*self.0;
-        cache.insert(key.clone(), Arc::clone(entry));
+        cache.insert(key, Arc::clone(entry));
         let was_not_learned = !entry.mark.is_learned && ADDRESS_TYPES.contains(&question.qtype);
         let is_followed = was_not_learned && learner.followed(&question.name, clock.now()).is_some();
         if is_followed || !Arc::ptr_eq(upstreams, current.load().forward()) {

@@ -1,11 +1,11 @@
 //! One cached answer, and what was found out about it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock::Timestamp;
 use crate::metrics::Tally;
-use crate::wire::{Answer, Question, TagOption};
+use crate::wire::{Answer, HEADER_LEN, Question, TagOption};
 
 /// Longest key: type, flags and a name of 255 octets.
 const KEY_LEN_MAX: usize = 3 + 255;
@@ -46,12 +46,20 @@ pub struct Entry {
     pub lifetime_secs: u32,
     /// Match and learning.
     pub mark: Mark,
+    /// Whether it left the cache.
+    has_left: AtomicBool,
 }
 
 impl Entry {
+    /// Puts an entry together.
+    pub fn new(answer: Answer, stored: Timestamp, lifetime_secs: u32, mark: Mark) -> Self {
+        Self { answer, stored, lifetime_secs, mark, has_left: AtomicBool::new(false) }
+    }
+
     /// Returns whether the answer may still be given.
     pub fn is_fresh(&self, now: Timestamp) -> bool {
-        now < self.stored.after(Duration::from_secs(u64::from(self.lifetime_secs)))
+        let lifetime_millis = u64::from(self.lifetime_secs) * 1000;
+        now.as_millis() < self.stored.as_millis().saturating_add(lifetime_millis)
     }
 
     /// Returns the whole seconds since it came; a TTL is told less this.
@@ -59,7 +67,40 @@ impl Entry {
     /// Rounded down, so an answer is told to live up to a second longer than it was stored for; the learner is
     /// offered a TTL longer by that second.
     pub fn age_secs(&self, now: Timestamp) -> u32 {
-        u32::try_from(now.since(self.stored).as_secs()).unwrap_or(u32::MAX)
+        let age_millis = now.as_millis().saturating_sub(self.stored.as_millis());
+        u32::try_from(age_millis / 1000).unwrap_or(u32::MAX)
+    }
+
+    /// Returns whether the answer is to the name and type of a key; its flags stand in the hash.
+    pub(super) fn has_question(&self, key: &[u8]) -> bool {
+        let kept = self.answer.bytes().get(HEADER_LEN..).unwrap_or_default();
+        let Some((qtype, name)) = key.split_at_checked(2).and_then(|(qtype, rest)| Some((qtype, rest.get(1..)?)))
+        else {
+            return false;
+        };
+        kept.get(name.len()..name.len() + 2) == Some(qtype) && kept.starts_with(name)
+    }
+
+    /// Reads what stands at both ends of the entry itself, only to have it read.
+    pub(super) fn touch_head(&self) -> usize {
+        self.answer.bytes().len() ^ self.lifetime_secs as usize ^ usize::from(self.is_kept())
+    }
+
+    /// Reads an octet of each cache line of the answer, only to have it read.
+    pub(super) fn touch_octets(&self) -> usize {
+        const LINE: usize = 64;
+        let octets = self.answer.bytes();
+        let firsts = octets.iter().step_by(LINE).chain(octets.last());
+        firsts.fold(0, |touched, octet| touched ^ usize::from(*octet))
+    }
+
+    /// Returns whether it has not left the cache since it was found there.
+    pub(super) fn is_kept(&self) -> bool {
+        !self.has_left.load(Ordering::Acquire)
+    }
+
+    pub(super) fn leave(&self) {
+        self.has_left.store(true, Ordering::Release);
     }
 
     /// Returns the octets it takes, its allocations included.
@@ -104,10 +145,21 @@ impl KeyBuf {
     /// Writes the key of a lower-case name in wire form; `flags` are DO and CD. A longer name than 255 octets is cut.
     pub fn fill(&mut self, qtype: u16, flags: (bool, bool), name: &[u8]) -> &[u8] {
         let name = &name[..name.len().min(KEY_LEN_MAX - 3)];
-        self.0[..2].copy_from_slice(&qtype.to_be_bytes());
-        self.0[2] = u8::from(flags.0) | u8::from(flags.1) << 1;
-        self.0[3..3 + name.len()].copy_from_slice(name);
-        &self.0[..3 + name.len()]
+        let len = 3 + name.len();
+        let octets = &mut self.0[..len];
+        octets[..2].copy_from_slice(&qtype.to_be_bytes());
+        octets[2] = u8::from(flags.0) | u8::from(flags.1) << 1;
+        octets[3..].copy_from_slice(name);
+        octets
+    }
+
+    /// The same with a name whose letters may have any case.
+    pub fn fill_folded(&mut self, qtype: u16, flags: (bool, bool), name: &[u8]) -> &[u8] {
+        let len = self.fill(qtype, flags, name).len();
+        let octets = &mut self.0[..len];
+        // Length octets are below `A`, so folding the whole slice leaves them alone.
+        octets[3..].make_ascii_lowercase();
+        octets
     }
 }
 

@@ -45,9 +45,9 @@ pub enum Kind {
 /// A whole answer as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    bytes: Box<[u8]>,
-    /// Where each record's TTL stands, ascending.
-    ttl_offsets: Box<[u16]>,
+    /// The message, and behind it where each record's TTL stands: two octets each, ascending.
+    octets: Box<[u8]>,
+    message_len: u16,
     edes: Option<Box<[Ede]>>,
     /// Zero for an answer that must not be cached.
     lifetime_secs: u32,
@@ -61,7 +61,7 @@ pub struct Answer {
 impl Answer {
     /// Returns the message: header, question (lower case), records, no OPT; id 0, RD and CD clear.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.octets[..usize::from(self.message_len)]
     }
 
     /// Returns the rcode, 12 bits.
@@ -94,15 +94,17 @@ impl Answer {
     /// Returns how many octets it holds on the heap.
     pub fn heap_bytes(&self) -> usize {
         let edes: usize = self.edes().iter().map(|ede| size_of::<Ede>() + ede.text.len()).sum();
-        self.bytes.len() + size_of_val(&*self.ttl_offsets) + edes
+        self.octets.len() + edes
     }
 
     pub(super) fn forbid_caching(&mut self) {
         self.lifetime_secs = 0;
     }
 
-    pub(super) fn ttl_offsets(&self) -> &[u16] {
-        &self.ttl_offsets
+    /// Returns where each record's TTL stands, ascending.
+    pub(super) fn ttl_offsets(&self) -> impl Iterator<Item = usize> {
+        let (offsets, _) = self.octets[usize::from(self.message_len)..].as_chunks::<2>();
+        offsets.iter().map(|two| usize::from(u16::from_ne_bytes(*two)))
     }
 
     pub(super) fn authority_at(&self) -> usize {
@@ -126,8 +128,8 @@ pub fn synthesize(question: &Question, rcode: u16, edes: &[Ede]) -> Answer {
     };
     let edes: Vec<Ede> = edes.iter().take(EDES_MAX).map(|ede| Ede::new(ede.code, &ede.text)).collect();
     Answer {
-        bytes: bytes.into_boxed_slice(),
-        ttl_offsets: Box::default(),
+        octets: bytes.into_boxed_slice(),
+        message_len: end,
         edes: (!edes.is_empty()).then(|| edes.into_boxed_slice()),
         lifetime_secs: 0,
         rcode,
@@ -235,8 +237,9 @@ pub(super) fn make(
     Ok(Answer {
         lifetime_secs: lifetime(&kept, kind),
         edes: edes.map(Vec::into_boxed_slice),
-        bytes: places.bytes.into_boxed_slice(),
-        ttl_offsets: places.ttl_offsets.into_boxed_slice(),
+        // No message is longer than 16 bits tell.
+        message_len: places.bytes.len() as u16,
+        octets: with_offsets(places.bytes, &places.ttl_offsets),
         authority_at: places.section_starts[1],
         additional_at: places.section_starts[2],
         rcode,
@@ -311,6 +314,14 @@ fn copy(message: &Message<'_>, question: &Question, flags: u16, kept: &[Record])
     }
     put_counts(&mut bytes, counts);
     Placed { bytes, ttl_offsets, section_starts }
+}
+
+/// Puts a message and the places of its TTLs into one allocation, so that giving the answer reads one place in memory.
+fn with_offsets(message: Vec<u8>, ttl_offsets: &[u16]) -> Box<[u8]> {
+    let mut octets = Vec::with_capacity(message.len() + size_of_val(ttl_offsets));
+    octets.extend_from_slice(&message);
+    ttl_offsets.iter().for_each(|at| octets.extend_from_slice(&at.to_ne_bytes()));
+    octets.into_boxed_slice()
 }
 
 /// Writes the records' counts into a header.

@@ -82,6 +82,10 @@ pub fn finish(answer: &Answer, view: &View<'_>, given: &Given<'_>, limit: usize,
 /// Returns whether the answer is to this question: then both take the same octets, but for letter case.
 fn answers(answer: &Answer, question: &[u8]) -> bool {
     let kept = answer.bytes().get(HEADER_LEN..HEADER_LEN + question.len()).unwrap_or_default();
+    // Most clients send lower case, and comparing whole words is quicker than looking for letters.
+    if kept == question {
+        return true;
+    }
     let name_len = question.len().saturating_sub(4);
     match (kept.split_at_checked(name_len), question.split_at_checked(name_len)) {
         (Some((kept_name, kept_rest)), Some((name, rest))) => kept_rest == rest && kept_name.eq_ignore_ascii_case(name),
@@ -182,7 +186,7 @@ fn count_down(answer: &Answer, given: &Given<'_>, end: usize, out: &mut [u8]) {
         return;
     }
     let cap = given.ttl_cap.unwrap_or(u32::MAX);
-    for ttl_at in answer.ttl_offsets().iter().map(|at| usize::from(*at)).take_while(|at| *at < end) {
+    for ttl_at in answer.ttl_offsets().take_while(|at| *at < end) {
         let kept = u32_at(answer.bytes(), ttl_at).unwrap_or_default();
         super::put_u32(out, ttl_at, kept.saturating_sub(given.age_secs).min(cap));
     }

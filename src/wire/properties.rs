@@ -202,7 +202,7 @@ fn check_walked(walked: &Walked, question: &Question, rules: &Rules) -> Result<(
     prop_assert_eq!(&again.facts, &walked.facts);
     prop_assert_eq!(again.answer.authority_at(), answer.authority_at());
     prop_assert_eq!(again.answer.additional_at(), answer.additional_at());
-    prop_assert_eq!(again.answer.ttl_offsets(), answer.ttl_offsets());
+    prop_assert!(again.answer.ttl_offsets().eq(answer.ttl_offsets()));
     prop_assert_eq!(again.answer.kind(), answer.kind());
     if !walked.truncated {
         prop_assert_eq!(again.answer.lifetime_secs(), answer.lifetime_secs());
