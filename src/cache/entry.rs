@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use triomphe::ThinArc;
 
 use crate::clock::Timestamp;
 use crate::metrics::Tally;
-use crate::wire::{Kept, Question, Shape, TagOption};
+use crate::wire::{HEADER_LEN, Kept, Question, Shape, TagOption};
 
 /// Longest key: type, flags and a name of 255 octets.
 const KEY_LEN_MAX: usize = 3 + 255;
@@ -54,6 +54,8 @@ struct Head {
     /// Generations beyond its range are never found again; that many reloads do not happen.
     generation: u32,
     flags: u8,
+    /// Whether it left the cache.
+    has_left: AtomicBool,
 }
 
 /// DO and CD of the question, as in a key.
@@ -73,6 +75,7 @@ impl Entry {
                 | flag(mark.is_learned, IS_LEARNED)
                 | flag(mark.programmed, PROGRAMMED),
             tagged: mark.tagged,
+            has_left: AtomicBool::new(false),
         };
         Self(ThinArc::from_header_and_slice(head, answer.octets()))
     }
@@ -114,7 +117,8 @@ impl Entry {
 
     /// Returns whether the answer may still be given.
     pub fn is_fresh(&self, now: Timestamp) -> bool {
-        now < self.stored().after(Duration::from_secs(u64::from(self.lifetime_secs())))
+        let lifetime_millis = u64::from(self.lifetime_secs()) * 1000;
+        now.as_millis() < self.stored().as_millis().saturating_add(lifetime_millis)
     }
 
     /// Returns the whole seconds since it came; a TTL is told less this.
@@ -122,7 +126,30 @@ impl Entry {
     /// Rounded down, so an answer is told to live up to a second longer than it was stored for; the learner is
     /// offered a TTL longer by that second.
     pub fn age_secs(&self, now: Timestamp) -> u32 {
-        u32::try_from(now.since(self.stored()).as_secs()).unwrap_or(u32::MAX)
+        let age_millis = now.as_millis().saturating_sub(self.stored().as_millis());
+        u32::try_from(age_millis / 1000).unwrap_or(u32::MAX)
+    }
+
+    /// Reads what stands before the octets, only to have it read.
+    pub(super) fn touch_head(&self) -> usize {
+        self.lifetime_secs() as usize ^ usize::from(self.is_kept())
+    }
+
+    /// Reads an octet of each cache line of the answer, only to have it read.
+    pub(super) fn touch_octets(&self) -> usize {
+        const LINE: usize = 64;
+        let octets = &self.0.slice;
+        let firsts = octets.iter().step_by(LINE).chain(octets.last());
+        firsts.fold(0, |touched, octet| touched ^ usize::from(*octet))
+    }
+
+    /// Returns whether it has not left the cache since it was found there.
+    pub(super) fn is_kept(&self) -> bool {
+        !self.head().has_left.load(Ordering::Acquire)
+    }
+
+    pub(super) fn leave(&self) {
+        self.head().has_left.store(true, Ordering::Release);
     }
 
     /// Returns whether it answers the question of a key.
@@ -149,9 +176,6 @@ impl Entry {
 /// What the usual allocators (glibc's) keep beside each allocation, and the unit that they round to.
 const ALLOCATION_BYTES: usize = 8;
 const ALLOCATION_UNIT: usize = 16;
-
-/// Octets of a message's header (RFC 1035 §4.1.1).
-const HEADER_LEN: usize = 12;
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,10 +206,21 @@ impl KeyBuf {
     /// Writes the key of a lower-case name in wire form; `flags` are DO and CD. A longer name than 255 octets is cut.
     pub fn fill(&mut self, qtype: u16, flags: (bool, bool), name: &[u8]) -> &[u8] {
         let name = &name[..name.len().min(KEY_LEN_MAX - 3)];
-        self.0[..2].copy_from_slice(&qtype.to_be_bytes());
-        self.0[2] = flags_of(flags.0, flags.1);
-        self.0[3..3 + name.len()].copy_from_slice(name);
-        &self.0[..3 + name.len()]
+        let len = 3 + name.len();
+        let octets = &mut self.0[..len];
+        octets[..2].copy_from_slice(&qtype.to_be_bytes());
+        octets[2] = flags_of(flags.0, flags.1);
+        octets[3..].copy_from_slice(name);
+        octets
+    }
+
+    /// The same with a name whose letters may have any case.
+    pub fn fill_folded(&mut self, qtype: u16, flags: (bool, bool), name: &[u8]) -> &[u8] {
+        let len = self.fill(qtype, flags, name).len();
+        let octets = &mut self.0[..len];
+        // Length octets are below `A`, so folding the whole slice leaves them alone.
+        octets[3..].make_ascii_lowercase();
+        octets
     }
 }
 
