@@ -37,12 +37,12 @@ fn benches(c: &mut Criterion) {
         .collect();
     let mut next = asked.iter().cycle();
     c.bench_function("cache/find", |b| {
-        b.iter(|| black_box(cache.find(keys[*next.next().unwrap()])).is_some());
+        b.iter(|| black_box(cache.find(&keys[*next.next().unwrap()])).is_some());
     });
     let mut near = Near::new();
     let mut next = asked.iter().cycle();
     c.bench_function("cache/find_near", |b| {
-        b.iter(|| black_box(near.find(&cache, keys[*next.next().unwrap()])).is_some());
+        b.iter(|| black_box(near.find(&cache, &keys[*next.next().unwrap()])).is_some());
     });
     let mut next = (0..NAMES).cycle();
     c.bench_function("cache/insert", |b| {

@@ -20,6 +20,7 @@ pub(crate) async fn numbering() -> Upstream {
 
 /// Waits for the kernel as long as it may be told to, so that a busy machine makes no answer late.
 fn own(upstream: &Upstream) -> Setup {
+    // Late is what the machine is when it is busy; here it would be a fault.
     Setup::new(upstream.addr).with("[export.nftables]", "mode = \"own\"").with("learn", "hold = \"1s\"")
 }
 
@@ -37,9 +38,7 @@ async fn until(what: &str, greenlane: &Greenlane, mut is_so: impl FnMut() -> boo
 fn the_kernel_has_the_address_before_the_client_reads_it() {
     in_namespace(async || {
         let upstream = numbering().await;
-        // Late is what the machine is when it is busy; here it would be a fault.
-        let setup = own(&upstream).list("demo.list", "# Demo\nlisted.example\n192.0.2.0/24\n");
-        let greenlane = setup.with("learn", "hold = \"1s\"").start().await;
+        let greenlane = own(&upstream).list("demo.list", "# Demo\nlisted.example\n192.0.2.0/24\n").start().await;
         assert!(nft("list set inet greenlane static4").contains("192.0.2.0/24"));
         for i in 0..=200u8 {
             greenlane.ask(&format!("n{i}.listed.example"), RecordType::A).await;
