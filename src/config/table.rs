@@ -127,7 +127,7 @@ keys! {
     CLIENTS_PER_CLIENT: usize = "clients.per-client", Built, Default("200"),
         |item, faults| item.number(1..=1_000_000, faults);
 
-    /// Upstreams: udp://ADDRESS, tcp://ADDRESS or tls://ADDRESS#NAME-IN-CERTIFICATE, each with :PORT if it is unusual.
+    /// Upstreams: [udp|tcp]://ADDRESS[:PORT], tls://ADDRESS[:PORT]#NAME-IN-CERTIFICATE, or system: those of resolv.conf.
     FORWARD_UPSTREAMS: Vec<Located<Upstream>> = "forward.upstreams", Built,
         Default(r#"[
     "tls://9.9.9.9#dns.quad9.net", "tls://149.112.112.112#dns.quad9.net",
