@@ -24,6 +24,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
@@ -31,7 +32,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::cache::{Ahead, Cache, Entry, KeyBuf, Mark, Tagged};
+pub use crate::cache::Near;
+use crate::cache::{Ahead, Cache, Entry, Found, KeyBuf, Mark, Tagged};
 use crate::catalogue::{Catalogue, MatchId, Tag};
 use crate::clock::{Clock, Timestamp};
 use crate::forward::Forward;
@@ -167,6 +169,8 @@ struct Shared {
     cache: Arc<Cache>,
     learner: Learner,
     current: ArcSwap<Current>,
+    /// That of `current`, where a hit finds it without touching what other threads count references in.
+    generation: AtomicU64,
     flights: Arc<Flights>,
     overdue: Overdue,
     due: Due,
@@ -200,11 +204,12 @@ struct Lesson {
 impl Pipeline {
     /// Joins the parts.
     pub fn new(current: Current, cache: Cache, learner: Learner, clock: Clock, registry: &Registry) -> Self {
+        let generation = AtomicU64::new(current.generation);
         let current = ArcSwap::from_pointee(current);
         let cache = Arc::new(cache);
         let meter = Meter::new(registry, &cache);
         let (flights, overdue, due) = (Arc::default(), Overdue::default(), Due::default());
-        Self(Arc::new(Shared { cache, learner, current, flights, overdue, due, clock, meter }))
+        Self(Arc::new(Shared { cache, learner, current, generation, flights, overdue, due, clock, meter }))
     }
 
     /// Gives answers past their end to those who have waited long enough, and asks anew for what is in demand. Must run
@@ -217,21 +222,46 @@ impl Pipeline {
     ///
     /// `out` is cleared first; it does not grow once it has room for the largest reply.
     pub fn try_answer(&self, view: &View<'_>, transport: Transport, now: Timestamp, out: &mut Vec<u8>) -> Tried {
-        let Shared { cache, current, meter, .. } = &*self.0;
-        let mut name = [0; 255];
+        self.try_answer_by(view, transport, now, out, |key| self.0.cache.find(key).map(Found::Far))
+    }
+
+    /// The same for a thread with a table of its own.
+    pub fn try_answer_near(
+        &self,
+        near: &mut Near,
+        view: &View<'_>,
+        transport: Transport,
+        now: Timestamp,
+        out: &mut Vec<u8>,
+    ) -> Tried {
+        self.try_answer_by(view, transport, now, out, |key| near.find(&self.0.cache, key))
+    }
+
+    /// Notes in a thread's own table that a question is about to be answered by it.
+    pub fn foresee(&self, near: &mut Near, view: &View<'_>) {
         let mut key = KeyBuf::new();
         let flags = (view.dnssec_ok(), view.checking_disabled());
-        let key = key.fill(view.qtype(), flags, view.fold_qname(&mut name));
-        let Some(entry) = cache.find(key) else { return Tried::Miss };
-        if !entry.is_fresh(now) || !entry.is_programmed() {
+        near.foresee(&self.0.cache, key.fill_folded(view.qtype(), flags, view.qname()));
+    }
+
+    fn try_answer_by<'a>(
+        &self,
+        view: &View<'_>,
+        transport: Transport,
+        now: Timestamp,
+        out: &mut Vec<u8>,
+        find: impl FnOnce(&[u8]) -> Option<Found<'a>>,
+    ) -> Tried {
+        let mut key = KeyBuf::new();
+        let flags = (view.dnssec_ok(), view.checking_disabled());
+        let key = key.fill_folded(view.qtype(), flags, view.qname());
+        let Some(entry) = find(key) else { return Tried::Miss };
+        let is_matched = entry.is_of(self.0.generation.load(Ordering::Acquire));
+        if !entry.is_fresh(now) || !entry.is_programmed() || !is_matched {
             return Tried::Miss;
         }
-        let current = current.load();
-        if !entry.is_of(current.generation) {
-            return Tried::Miss;
-        }
-        self.given(&entry, &current, now);
-        meter.hit();
+        self.given(&entry, now);
+        self.0.meter.hit();
         self.finish(&entry, view, transport, now, out);
         Tried::Answered
     }
@@ -272,7 +302,10 @@ impl Pipeline {
 
     /// Replaces catalogue, upstreams and tags at once. Entries of the cache stay and are matched anew when asked for.
     pub fn replace(&self, current: Current) {
+        let generation = current.generation;
         self.0.current.store(Arc::new(current));
+        // Afterwards: who sees the new number and takes the slow way finds the parts that belong to it.
+        self.0.generation.store(generation, Ordering::Release);
     }
 
     /// Returns the parts in force.

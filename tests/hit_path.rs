@@ -18,7 +18,7 @@ use greenlane::forward::{self, Forward, Protocol};
 use greenlane::learn::{self, Listing};
 use greenlane::metrics::Registry;
 use greenlane::name::Name;
-use greenlane::pipeline::{Current, Pipeline, TagOptions, Tried};
+use greenlane::pipeline::{Current, Near, Pipeline, TagOptions, Tried};
 use greenlane::policy::Special;
 use greenlane::wire::{self, Question, Rules, Seen, Transport, View, see};
 
@@ -205,6 +205,7 @@ async fn a_hit_does_not_allocate() {
     }
     let asked = upstream.count();
     let (mut tagged, mut truncated) = (0, 0);
+    let mut near = Near::new();
     for (name, edns, octets) in &cases {
         for transport in [Transport::Udp, Transport::Tcp] {
             for age in 0..3 {
@@ -219,6 +220,16 @@ async fn a_hit_does_not_allocate() {
                 }
                 assert_eq!((tried, allocations), (Tried::Answered, 0), "{name} with {edns:?}");
                 assert_eq!(out[..2], octets[..2]);
+                // The same through a thread's own table, filled by its first look.
+                let reply = out.clone();
+                for _ in 0..2 {
+                    let (allocations, tried) = counted(|| {
+                        let view = seen(octets, transport);
+                        pipeline.try_answer_near(&mut near, &view, transport, clock.now(), &mut out)
+                    });
+                    assert_eq!((tried, allocations), (Tried::Answered, 0), "{name} with {edns:?} at hand");
+                    assert_eq!(out, reply);
+                }
                 tagged += usize::from(out.windows(8).any(|part| part == b"app=demo" || part == b"app=more"));
                 truncated += usize::from(out[2] & 2 != 0);
             }

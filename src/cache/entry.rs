@@ -10,7 +10,7 @@ use triomphe::ThinArc;
 use crate::clock::Timestamp;
 use crate::metrics::Tally;
 use crate::name::Name;
-use crate::wire::{Kept, Question, Shape, TagOption, class};
+use crate::wire::{HEADER_LEN, Kept, Question, Shape, TagOption, class};
 
 /// Longest key: type, flags and a name of 255 octets.
 const KEY_LEN_MAX: usize = 3 + 255;
@@ -56,15 +56,18 @@ struct Head {
     /// Generations beyond its range are never found again; that many reloads do not happen.
     generation: u32,
     flags: u8,
-    /// How often it was given, up to [`DEMAND`]; [`TAKEN`] once it is to be asked anew.
-    given: AtomicU8,
+    /// What becomes of it while it is kept: see [`GIVEN`], [`ASKED_ANEW`] and [`HAS_LEFT`].
+    state: AtomicU8,
     /// The lower bits of the second in which it was last asked for in vain; 0 for never.
     failed: AtomicU16,
 }
 
-/// An answer given this often is in demand.
-const DEMAND: u8 = 3;
-const TAKEN: u8 = u8::MAX;
+/// Bits that count how often an answer was given; once they are full it is in demand.
+const GIVEN: u8 = 0b11;
+/// It is to be asked anew, which is said once.
+const ASKED_ANEW: u8 = 1 << 2;
+/// It left the cache.
+const HAS_LEFT: u8 = 1 << 3;
 
 /// Shorter lives than this are not asked for ahead: it would come to asking all the time.
 const LIFETIME_MIN_SECS: u32 = 10;
@@ -91,7 +94,7 @@ impl Entry {
                 | flag(mark.is_learned, IS_LEARNED)
                 | flag(mark.programmed, PROGRAMMED),
             tagged: mark.tagged,
-            given: AtomicU8::new(0),
+            state: AtomicU8::new(0),
             failed: AtomicU16::new(0),
         };
         Self(ThinArc::from_header_and_slice(head, answer.octets()))
@@ -134,7 +137,8 @@ impl Entry {
 
     /// Returns whether the answer may still be given.
     pub fn is_fresh(&self, now: Timestamp) -> bool {
-        now < self.end()
+        let lifetime_millis = u64::from(self.lifetime_secs()) * 1000;
+        now.as_millis() < self.stored().as_millis().saturating_add(lifetime_millis)
     }
 
     /// Returns when its lowest TTL ends.
@@ -148,21 +152,20 @@ impl Entry {
     /// All threads share the count, so it is written only until the demand is known.
     #[inline]
     pub fn is_due(&self, now: Timestamp) -> bool {
-        let given = &self.head().given;
-        match given.load(Ordering::Relaxed) {
-            TAKEN => false,
-            // Of two at once one may be lost: it is a demand still if many ask.
-            few if few < DEMAND => {
-                given.store(few + 1, Ordering::Relaxed);
-                false
-            }
-            _ => {
-                let (life, lived) = (u64::from(self.lifetime_secs()), now.since(self.stored()).as_millis());
-                self.lifetime_secs() >= LIFETIME_MIN_SECS
-                    && lived >= u128::from(life * 900)
-                    && given.swap(TAKEN, Ordering::Relaxed) != TAKEN
-            }
+        let Head { state: shared, shape, stored, .. } = self.head();
+        let state = shared.load(Ordering::Relaxed);
+        if state & ASKED_ANEW != 0 {
+            return false;
         }
+        if state & GIVEN < GIVEN {
+            // Of two at once one may be lost: it is a demand still if many ask.
+            let _ = shared.compare_exchange(state, state + 1, Ordering::Relaxed, Ordering::Relaxed);
+            return false;
+        }
+        let (lifetime_secs, age_millis) = (shape.lifetime_secs(), now.as_millis().saturating_sub(stored.as_millis()));
+        lifetime_secs >= LIFETIME_MIN_SECS
+            && age_millis >= u64::from(lifetime_secs) * 900
+            && shared.fetch_or(ASKED_ANEW, Ordering::Relaxed) & ASKED_ANEW == 0
     }
 
     /// Takes note that asking for it anew failed.
@@ -198,7 +201,30 @@ impl Entry {
     /// Rounded down, so an answer is told to live up to a second longer than it was stored for; the learner is
     /// offered a TTL longer by that second.
     pub fn age_secs(&self, now: Timestamp) -> u32 {
-        u32::try_from(now.since(self.stored()).as_secs()).unwrap_or(u32::MAX)
+        let age_millis = now.as_millis().saturating_sub(self.stored().as_millis());
+        u32::try_from(age_millis / 1000).unwrap_or(u32::MAX)
+    }
+
+    /// Reads what stands before the octets, only to have it read.
+    pub(super) fn touch_head(&self) -> usize {
+        self.lifetime_secs() as usize ^ usize::from(self.is_kept())
+    }
+
+    /// Reads an octet of each cache line of the answer, only to have it read.
+    pub(super) fn touch_octets(&self) -> usize {
+        const LINE: usize = 64;
+        let octets = &self.0.slice;
+        let firsts = octets.iter().step_by(LINE).chain(octets.last());
+        firsts.fold(0, |touched, octet| touched ^ usize::from(*octet))
+    }
+
+    /// Returns whether it has not left the cache since it was found there.
+    pub(super) fn is_kept(&self) -> bool {
+        self.head().state.load(Ordering::Acquire) & HAS_LEFT == 0
+    }
+
+    pub(super) fn leave(&self) {
+        self.head().state.fetch_or(HAS_LEFT, Ordering::Release);
     }
 
     /// Returns whether it answers the question of a key.
@@ -225,9 +251,6 @@ impl Entry {
 /// What the usual allocators (glibc's) keep beside each allocation, and the unit that they round to.
 const ALLOCATION_BYTES: usize = 8;
 const ALLOCATION_UNIT: usize = 16;
-
-/// Octets of a message's header (RFC 1035 §4.1.1).
-const HEADER_LEN: usize = 12;
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -262,10 +285,21 @@ impl KeyBuf {
     /// Writes the key of a lower-case name in wire form; `flags` are DO and CD. A longer name than 255 octets is cut.
     pub fn fill(&mut self, qtype: u16, flags: (bool, bool), name: &[u8]) -> &[u8] {
         let name = &name[..name.len().min(KEY_LEN_MAX - 3)];
-        self.0[..2].copy_from_slice(&qtype.to_be_bytes());
-        self.0[2] = flags_of(flags.0, flags.1);
-        self.0[3..3 + name.len()].copy_from_slice(name);
-        &self.0[..3 + name.len()]
+        let len = 3 + name.len();
+        let octets = &mut self.0[..len];
+        octets[..2].copy_from_slice(&qtype.to_be_bytes());
+        octets[2] = flags_of(flags.0, flags.1);
+        octets[3..].copy_from_slice(name);
+        octets
+    }
+
+    /// The same with a name whose letters may have any case.
+    pub fn fill_folded(&mut self, qtype: u16, flags: (bool, bool), name: &[u8]) -> &[u8] {
+        let len = self.fill(qtype, flags, name).len();
+        let octets = &mut self.0[..len];
+        // Length octets are below `A`, so folding the whole slice leaves them alone.
+        octets[3..].make_ascii_lowercase();
+        octets
     }
 }
 

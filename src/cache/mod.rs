@@ -5,17 +5,22 @@
 //! rarely leaves first. It knows nothing of freshness: the reader asks the entry with its own `now`, and an entry past
 //! its end stays until something replaces it. DO and CD are
 //! part of the key, or data that failed validation would reach clients that never asked for it (RFC 4035 §4.7).
+//!
+//! Of a key only a [`KeyHash`] is kept. The question itself stands in the entry's octets and is compared with each find;
+//! of two questions with one hash the later one stays. A thread that answers much puts a [`Near`] in front.
 
-use std::fmt;
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quick_cache::Weighter;
-use quick_cache::sync::DefaultLifecycle;
+use quick_cache::sync::Cache as Shards;
+use quick_cache::{Lifecycle, Weighter};
 
 mod entry;
+mod near;
 
 pub use entry::{Entry, KeyBuf, Mark, Tagged};
+pub use near::{Found, Near};
 
 /// How much is kept, and how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,74 +71,84 @@ const SLOT_BYTES: u64 = 56;
 /// A typical small answer, to size the shards' tables from the bound in octets.
 const TYPICAL_ENTRY_BYTES: u64 = 256;
 
-/// An entry is found by the hash of its key alone, so that no second copy of the name is kept; the question in the
-/// entry's answer says whether it is the right one.
-type Hash = u64;
+/// What is kept of a key: 62 bits of a hash that nobody outside can foresee, and DO and CD as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct KeyHash(u64);
+
+impl KeyHash {
+    /// The bits of DO and CD.
+    const FLAGS: u64 = 3;
+
+    /// Chooses one of `places`, a power of two.
+    fn place(self, places: usize) -> usize {
+        (self.0 >> 32) as usize & (places - 1)
+    }
+
+    /// The other half, with DO and CD.
+    fn tag(self) -> u32 {
+        self.0 as u32
+    }
+}
 
 #[derive(Clone, Debug)]
 struct ByOctets;
 
-impl Weighter<Hash, Entry> for ByOctets {
-    fn weight(&self, _: &Hash, entry: &Entry) -> u64 {
+impl Weighter<KeyHash, Entry> for ByOctets {
+    fn weight(&self, _: &KeyHash, entry: &Entry) -> u64 {
         entry.size_bytes() as u64 + SLOT_BYTES
     }
 }
 
-/// Hashes what is a hash already.
-#[derive(Clone, Copy, Debug, Default)]
-struct AsItIs(u64);
+/// Marks what leaves, for those who hold it.
+#[derive(Clone, Debug)]
+struct Leaving;
 
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
+impl Lifecycle<KeyHash, Entry> for Leaving {
+    type RequestState = ();
 
-    fn write(&mut self, bytes: &[u8]) {
-        // Not used by `u64`; any mixing will do.
-        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
+    fn on_evict(&self, (): &mut (), _: KeyHash, entry: Entry) {
+        entry.leave();
     }
 }
 
-type Shards =
-    quick_cache::sync::Cache<Hash, Entry, ByOctets, BuildHasherDefault<AsItIs>, DefaultLifecycle<Hash, Entry>>;
-
 /// The answers, shared by all threads.
 pub struct Cache {
-    shards: Shards,
-    /// Seeded anew in each process, so that nobody can make names that collide.
-    hasher: foldhash::fast::RandomState,
+    shards: Shards<KeyHash, Entry, ByOctets, foldhash::fast::RandomState, Leaving>,
+    hasher: foldhash::quality::RandomState,
+    /// Counts how often everything was forgotten.
+    epoch: AtomicU64,
 }
 
 impl Cache {
     /// Makes an empty cache of at most `size_bytes` octets.
     pub fn new(size_bytes: u64) -> Self {
         let items = usize::try_from(size_bytes / TYPICAL_ENTRY_BYTES).unwrap_or(usize::MAX).max(64);
-        let shards = Shards::with(items, size_bytes, ByOctets, Default::default(), DefaultLifecycle::default());
-        Self { shards, hasher: Default::default() }
+        let shards = Shards::with(items, size_bytes, ByOctets, Default::default(), Leaving);
+        Self { shards, hasher: Default::default(), epoch: AtomicU64::new(0) }
     }
 
     /// Finds the entry of a key made by [`KeyBuf::fill`]; fresh or not. One shard read, no allocation.
     pub fn find(&self, key: &[u8]) -> Option<Entry> {
-        self.shards.get(&self.hash(key)).filter(|entry| entry.answers(key))
+        self.find_by(self.hash(key), key)
     }
 
-    /// Keeps the entry of such a key, in the place of an older one.
+    /// Keeps an entry, in the place of an older one. Its answer must be to the question of the key.
     pub fn insert(&self, key: &[u8], entry: Entry) {
         self.shards.insert(self.hash(key), entry);
     }
 
     /// Forgets an entry.
     pub fn remove(&self, key: &[u8]) {
-        self.shards.remove(&self.hash(key));
+        if let Some((_, entry)) = self.shards.remove(&self.hash(key)) {
+            entry.leave();
+        }
     }
 
     /// Forgets everything.
     pub fn clear(&self) {
         self.shards.clear();
+        // Afterwards, or a thread could begin the epoch with an answer of the one before.
+        self.epoch.fetch_add(1, Ordering::Release);
     }
 
     /// Returns how many entries there are, stale ones included.
@@ -151,13 +166,25 @@ impl Cache {
         self.shards.weight()
     }
 
-    fn hash(&self, key: &[u8]) -> Hash {
-        self.hasher.hash_one(key)
+    fn hash(&self, key: &[u8]) -> KeyHash {
+        let flags = key.get(2).copied().map_or(0, u64::from);
+        KeyHash(self.hasher.hash_one(key) & !KeyHash::FLAGS | flags & KeyHash::FLAGS)
+    }
+
+    fn find_by(&self, hash: KeyHash, key: &[u8]) -> Option<Entry> {
+        self.shards.get(&hash).filter(|entry| entry.answers(key))
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 }
 
-impl fmt::Debug for Cache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cache").field("entries", &self.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

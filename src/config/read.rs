@@ -342,11 +342,12 @@ impl Item<'_> {
     pub(super) fn upstreams(&self, faults: &mut Faults) -> Option<Vec<Located<Upstream>>> {
         let expected = "a list of upstreams such as [\"tls://9.9.9.9#dns.quad9.net\"]";
         let one = |item: &Item<'_>, faults: &mut Faults| {
-            let upstream =
-                item.checked("an upstream such as \"udp://192.0.2.53\"", faults, |text| Ok(upstream::parse(text)?))?;
-            Some(Located::new(upstream, item.at.location()))
+            let read = |text: &str| Ok(upstream::parse_all(text)?);
+            let upstreams = item.checked("an upstream such as \"udp://192.0.2.53\"", faults, read)?;
+            let located = |upstream| Located::new(upstream, item.at.location());
+            Some(upstreams.into_iter().map(located).collect::<Vec<_>>())
         };
-        let upstreams = self.list(expected, one, faults);
+        let upstreams = self.list(expected, one, faults).map(|lists| lists.into_iter().flatten().collect());
         self.filled(upstreams, "at least one upstream", faults)
     }
 

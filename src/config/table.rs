@@ -127,14 +127,14 @@ keys! {
     CLIENTS_PER_CLIENT: usize = "clients.per-client", Built, Default("200"),
         |item, faults| item.number(1..=1_000_000, faults);
 
-    /// Upstreams: udp://ADDRESS, tcp://ADDRESS or tls://ADDRESS#NAME-IN-CERTIFICATE, each with :PORT if it is unusual.
+    /// Upstreams: [udp|tcp]://ADDRESS[:PORT], tls://ADDRESS[:PORT]#NAME-IN-CERTIFICATE, or system: those of resolv.conf.
     FORWARD_UPSTREAMS: Vec<Located<Upstream>> = "forward.upstreams", Built,
         Default(r#"[
     "tls://9.9.9.9#dns.quad9.net", "tls://149.112.112.112#dns.quad9.net",
     "tls://[2620:fe::fe]#dns.quad9.net", "tls://[2620:fe::9]#dns.quad9.net",
 ]"#),
         |item, faults| item.upstreams(faults);
-    /// "fastest" asks the one that answered soonest of late, "ordered" the first that is up.
+    /// "fastest" asks the one that answered soonest of late, and the next when that is late; "ordered" the first that is up.
     FORWARD_STRATEGY: Strategy = "forward.strategy", Built, Default(r#""fastest""#),
         |item, faults| item.word(&[("fastest", Strategy::Fastest), ("ordered", Strategy::Ordered)], faults);
     /// How long a question may take over all its tries; then the client gets SERVFAIL.

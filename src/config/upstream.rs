@@ -2,16 +2,16 @@
 //!
 //! `udp://192.0.2.53`, `tcp://192.0.2.53:5353`, `tls://[2001:db8::53]#dns.example`; a bare `192.0.2.53` or
 //! `[2001:db8::53]:5353` is UDP. The port may be left out: 53, for TLS 853 (RFC 7858 §3.1). After `#` stands the
-//! name that the certificate must have; without it the address itself must be in the certificate. `https://`,
-//! `quic://` and `system` are known and refused as not built. A host is always an address: a name would first have
-//! to be asked, and there is nobody yet to ask.
+//! name that the certificate must have; without it the address itself must be in the certificate. `system` stands for
+//! the servers that the host itself asks. `https://` and `quic://` are known and refused as not built. A host is always
+//! an address: a name would first have to be asked, and there is nobody yet to ask.
 
 use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
 use super::error::quoted;
-use crate::forward::{Protocol, Upstream};
+use crate::forward::{Protocol, SystemError, Upstream, system_upstreams};
 use crate::name::Name;
 
 /// Why text is no upstream.
@@ -23,6 +23,9 @@ pub(super) enum UpstreamError {
     /// A way to ask that comes in a later release.
     #[error("{} is not built yet, expected udp://, tcp:// or tls:// with an address, such as tls://9.9.9.9#dns.quad9.net", quoted(.0))]
     NotBuilt(String),
+    /// The host does not tell whom it asks.
+    #[error(transparent)]
+    System(#[from] SystemError),
     /// A host name where an address must stand.
     #[error("{} names a host, write {}", quoted(found), example(*protocol))]
     HostName {
@@ -75,14 +78,19 @@ fn example(protocol: Protocol) -> &'static str {
     }
 }
 
+/// Reads one upstream, or with `system` all that the host asks.
+///
+/// # Errors
+/// Any [`UpstreamError`]; each says what would be right.
+pub(super) fn parse_all(text: &str) -> Result<Vec<Upstream>, UpstreamError> {
+    if text.eq_ignore_ascii_case("system") { Ok(system_upstreams()?) } else { parse(text).map(|one| vec![one]) }
+}
+
 /// Reads one upstream.
 ///
 /// # Errors
 /// Any [`UpstreamError`]; each says what would be right.
-pub(super) fn parse(text: &str) -> Result<Upstream, UpstreamError> {
-    if text.eq_ignore_ascii_case("system") {
-        return Err(UpstreamError::NotBuilt(text.to_owned()));
-    }
+fn parse(text: &str) -> Result<Upstream, UpstreamError> {
     let (protocol, rest) = match text.split_once("://") {
         None => (Protocol::Udp, text),
         Some((scheme, rest)) => (scheme_of(scheme, text)?, rest),
@@ -210,7 +218,6 @@ mod tests {
         for (text, message) in [
             ("https://dns.quad9.net/dns-query", format!("\"https://dns.quad9.net/dns-query\" {not_built} {TLS}")),
             ("quic://9.9.9.9", format!("\"quic://9.9.9.9\" {not_built} {TLS}")),
-            ("system", format!("\"system\" {not_built} {TLS}")),
             ("ftp://9.9.9.9", "\"ftp://9.9.9.9\" has an unknown scheme, expected udp://, tcp:// or tls://".to_owned()),
             ("tls://dns.quad9.net", format!("\"tls://dns.quad9.net\" names a host, write an address such as {TLS}")),
             ("dns.example:53", format!("\"dns.example:53\" names a host, write {ONE}")),

@@ -30,6 +30,7 @@ mod hopes;
 mod measure;
 mod message;
 mod quick;
+mod system;
 mod tls;
 mod udp;
 mod upstream;
@@ -57,6 +58,8 @@ use crate::clock::Clock;
 use crate::metrics::Registry;
 use crate::name::Name;
 use crate::wire::{Ede, Question, Rules, Walked, ede};
+
+pub use self::system::{SystemError, system_upstreams};
 
 /// How many questions wait for an upstream at a time.
 pub const WAITING_MAX: usize = 4096;

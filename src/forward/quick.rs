@@ -102,7 +102,8 @@ impl<F: FnOnce(Result<Walked, Failure>) + Send + 'static> Hope for Asking<F> {
         let peer = self.plan.only().map(|at| &self.group.peers()[at]);
         match peer.and_then(|peer| peer.answer_of(reply, &self.question, latency)) {
             Some(walked) => {
-                let Self { then, .. } = *self;
+                let Self { seat, then, .. } = *self;
+                drop(seat);
                 then(Ok(walked));
             }
             None => self.race(Some(SoFar::Ended(Ok((reply.to_vec(), latency))))),

@@ -9,7 +9,7 @@ use super::access::Allowed;
 use super::meter::Dropped;
 use super::{Access, Meter};
 use crate::clock::{Clock, Timestamp};
-use crate::pipeline::{Pipeline, Tried};
+use crate::pipeline::{Near, Pipeline, Tried};
 use crate::wire::{self, Ede, Refusal, Seen, Transport, View};
 
 /// The pipeline behind the door: who may ask, and what is counted.
@@ -28,7 +28,12 @@ pub struct Front {
 impl Front {
     /// Takes one look at clock and access list, for the packets of one read.
     pub fn moment(&self) -> Moment<'_> {
-        Moment { front: self, allowed: self.access.look(), now: self.clock.now() }
+        Moment { front: self, near: None, allowed: self.access.look(), now: self.clock.now() }
+    }
+
+    /// The same for a thread with a table of its own.
+    pub fn moment_near<'a>(&'a self, near: &'a mut Near) -> Moment<'a> {
+        Moment { near: Some(near), ..self.moment() }
     }
 
     /// Does as [`Front::slow`] without a task where none is needed: `tell` gets the reply, maybe on another thread. It
@@ -57,16 +62,28 @@ impl Front {
 #[derive(Debug)]
 pub struct Moment<'a> {
     front: &'a Front,
+    near: Option<&'a mut Near>,
     allowed: Allowed,
     now: Timestamp,
 }
 
 impl Moment<'_> {
+    /// Looks ahead at packets that [`Moment::quick`] is about to be given; worth it for several.
+    pub fn foresee<'p>(&mut self, packets: impl Iterator<Item = &'p [u8]>, transport: Transport) {
+        let Some(near) = &mut self.near else { return };
+        for packet in packets {
+            if let Seen::Question(view) = wire::see(packet, transport) {
+                self.front.pipeline.foresee(near, &view);
+            }
+        }
+        near.reach();
+    }
+
     /// Answers a packet if that takes no wait: what is refused, and what is in the cache.
     ///
     /// With [`Tried::Answered`] the reply stands in `out`. After [`Tried::Miss`] the same octets go to
     /// [`Front::slow`].
-    pub fn quick(&self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
+    pub fn quick(&mut self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
         match wire::see(packet, transport) {
             Seen::Silence => {
                 self.front.meter.dropped(Dropped::Nonsense);
@@ -82,13 +99,16 @@ impl Moment<'_> {
         }
     }
 
-    fn quick_question(&self, view: &View<'_>, transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
+    fn quick_question(&mut self, view: &View<'_>, transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
         self.front.meter.query(transport, view.qtype());
         if !self.allowed.has(client) {
             self.front.pipeline.refuse(&denied(view.refuse(wire::rcode::REFUSED)), out);
             return Tried::Answered;
         }
-        self.front.pipeline.try_answer(view, transport, self.now, out)
+        match &mut self.near {
+            Some(near) => self.front.pipeline.try_answer_near(near, view, transport, self.now, out),
+            None => self.front.pipeline.try_answer(view, transport, self.now, out),
+        }
     }
 
     /// Who may not ask is told only that, not even the minimal answer to ANY.

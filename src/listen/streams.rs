@@ -9,15 +9,17 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::poll_immediate;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -72,7 +74,7 @@ impl Streams {
                 // Out of descriptors, most likely: those who are here must leave first.
                 Err(error) => {
                     tracing::debug!("accepting TCP clients: {error}");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    sleep(Duration::from_millis(50)).await;
                 }
             }
         }
@@ -96,43 +98,69 @@ impl Streams {
         self.front.meter.connections.dec();
     }
 
-    async fn converse<S>(&self, stream: S, client: SocketAddr, seat: &Seat, stop: &CancellationToken) -> io::Result<()>
+    async fn converse<S>(
+        &self,
+        mut stream: S,
+        client: SocketAddr,
+        seat: &Seat,
+        stop: &CancellationToken,
+    ) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let (mut reader, mut writer) = tokio::io::split(stream);
         let (sender, mut answers) = mpsc::channel::<Vec<u8>>(PIPELINED_MAX);
-        let mut talk = Talk { streams: self, client: client.ip(), sender, waiting: 0, out: Vec::new() };
+        let mut talk =
+            Talk { streams: self, client: client.ip(), sender, waiting: 0, reply: Vec::new(), out: Vec::new() };
         let mut input = Frames::default();
         let mut is_open = true;
-        let mut idle_at = Instant::now() + IDLE;
+        // Both are made once: a timer or a listener made for each read would cost more than the answers to it.
+        let mut stopped = pin!(stop.cancelled());
+        let mut idle = pin!(sleep(IDLE));
+        let mut active = Instant::now();
         loop {
             talk.answer_frames(&mut input);
             if !talk.out.is_empty() {
-                timeout(WRITE_TIMEOUT, writer.write_all(&talk.out)).await??;
-                talk.out.clear();
-                idle_at = Instant::now() + IDLE;
+                write(&mut stream, &talk.out).await?;
+                talk.clear();
+                active = Instant::now();
                 seat.touch(self.front.clock.now());
                 continue;
             }
-            if talk.waiting == 0 && (!is_open || stop.is_cancelled()) {
-                return writer.shutdown().await;
+            let is_over = stop.is_cancelled();
+            if talk.waiting == 0 && (!is_open || is_over) {
+                return stream.shutdown().await;
             }
             tokio::select! {
-                read = reader.read_buf(input.room()), if is_open && talk.has_room() && !stop.is_cancelled() => {
-                    is_open = read? > 0;
-                }
-                Some(reply) = answers.recv() => {
+                biased;
+                Some(reply) = answers.recv(), if talk.waiting > 0 => {
                     talk.take(&reply);
                     // What else is ready goes out with it.
                     while talk.out.len() < WRITE_BYTES_SOFT && let Ok(reply) = answers.try_recv() {
                         talk.take(&reply);
                     }
                 }
-                () = stop.cancelled(), if !stop.is_cancelled() => {}
-                () = sleep_until(idle_at), if talk.waiting == 0 => return writer.shutdown().await,
+                read = stream.read_buf(input.room()), if is_open && talk.has_room() && !is_over => {
+                    is_open = read? > 0;
+                }
+                () = &mut stopped, if !is_over => {}
+                () = &mut idle, if talk.waiting == 0 => {
+                    // It was set long ago: what has happened since counts.
+                    if active.elapsed() >= IDLE {
+                        return stream.shutdown().await;
+                    }
+                    idle.as_mut().reset(active + IDLE);
+                }
             }
         }
+    }
+}
+
+/// Writes all octets; most often they go at once and no timer is needed.
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, octets: &[u8]) -> io::Result<()> {
+    let mut all = pin!(stream.write_all(octets));
+    match poll_immediate(&mut all).await {
+        Some(written) => written,
+        None => timeout(WRITE_TIMEOUT, all).await?,
     }
 }
 
@@ -143,6 +171,8 @@ struct Talk<'a> {
     sender: mpsc::Sender<Vec<u8>>,
     /// Questions that tasks are answering.
     waiting: usize,
+    /// One reply before it is put into its frame.
+    reply: Vec<u8>,
     /// Frames to be written.
     out: Vec<u8>,
 }
@@ -155,19 +185,26 @@ impl Talk<'_> {
 
     /// Answers every whole frame of the input, as far as there is room.
     fn answer_frames(&mut self, input: &mut Frames) {
+        let mut moment = None;
         while self.has_room() && self.out.len() < WRITE_BYTES_SOFT {
             let Some(frame) = input.next() else { break };
-            self.answer(frame);
+            let moment = moment.get_or_insert_with(|| self.streams.front.moment());
+            let mut reply = std::mem::take(&mut self.reply);
+            match moment.quick(frame, Transport::Tcp, self.client, &mut reply) {
+                Tried::Answered => self.frame(&reply),
+                Tried::Drop => {}
+                Tried::Miss => self.wait_for(frame.to_vec()),
+            }
+            self.reply = reply;
         }
         input.compact();
     }
 
-    fn answer(&mut self, frame: &[u8]) {
-        let mut reply = Vec::new();
-        match self.streams.front.moment().quick(frame, Transport::Tcp, self.client, &mut reply) {
-            Tried::Answered => self.frame(&reply),
-            Tried::Drop => {}
-            Tried::Miss => self.wait_for(frame.to_vec()),
+    /// Forgets what was written. A connection that waits for its next question holds no large buffers.
+    fn clear(&mut self) {
+        for buffer in [&mut self.reply, &mut self.out] {
+            buffer.clear();
+            buffer.shrink_to(READ_BYTES * 2);
         }
     }
 

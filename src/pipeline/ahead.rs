@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::meter::Prefetch;
-use super::{Current, Flight, Pipeline, Shared};
+use super::{Flight, Pipeline, Shared};
 use crate::cache::Entry;
 use crate::clock::Timestamp;
 
@@ -68,9 +68,17 @@ impl Due {
 impl Pipeline {
     /// Takes note that an entry is given, and has it asked for anew if it is due. No wait, no allocation.
     #[inline]
-    pub(super) fn given(&self, entry: &Entry, current: &Current, now: Timestamp) {
-        if current.ahead.prefetch && entry.is_due(now) && !self.0.due.push(entry.clone()) {
-            self.0.meter.prefetch(Prefetch::Forgotten);
+    pub(super) fn given(&self, entry: &Entry, now: Timestamp) {
+        if entry.is_due(now) {
+            self.fall_due(entry);
+        }
+    }
+
+    #[cold]
+    fn fall_due(&self, entry: &Entry) {
+        let Shared { current, due, meter, .. } = &*self.0;
+        if current.load().ahead.prefetch && !due.push(entry.clone()) {
+            meter.prefetch(Prefetch::Forgotten);
         }
     }
 

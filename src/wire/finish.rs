@@ -83,6 +83,10 @@ pub fn finish(answer: Kept<'_>, view: &View<'_>, given: &Given<'_>, limit: usize
 /// Returns whether the answer is to this question: then both take the same octets, but for letter case.
 fn answers(answer: Kept<'_>, question: &[u8]) -> bool {
     let kept = answer.bytes().get(HEADER_LEN..HEADER_LEN + question.len()).unwrap_or_default();
+    // Most clients send lower case, and comparing whole words is quicker than looking for letters.
+    if kept == question {
+        return true;
+    }
     let name_len = question.len().saturating_sub(4);
     match (kept.split_at_checked(name_len), question.split_at_checked(name_len)) {
         (Some((kept_name, kept_rest)), Some((name, rest))) => kept_rest == rest && kept_name.eq_ignore_ascii_case(name),

@@ -20,6 +20,7 @@ pub(crate) async fn numbering() -> Upstream {
 
 /// Waits for the kernel as long as it may be told to, so that a busy machine makes no answer late.
 fn own(upstream: &Upstream) -> Setup {
+    // Late is what the machine is when it is busy; here it would be a fault.
     Setup::new(upstream.addr).with("[export.nftables]", "mode = \"own\"").with("learn", "hold = \"1s\"")
 }
 

@@ -43,6 +43,19 @@ async fn until_reloads(greenlane: &Greenlane, expected: (f64, f64)) {
     }
 }
 
+/// Waits until the log has it, and returns the log: a line comes by a pipe, and later than what it tells.
+async fn logged(greenlane: &Greenlane, has_it: impl Fn(&str) -> bool) -> String {
+    let start = Instant::now();
+    loop {
+        let log = greenlane.log();
+        if has_it(&log) {
+            return log;
+        }
+        assert!(start.elapsed() < PATIENCE, "no word of it:\n{log}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Sends SIGHUP and waits for the reload, which is done or refused.
 async fn hangup(greenlane: &Greenlane, is_done: bool) {
     let (done, failed) = reloads(greenlane).await;
@@ -160,7 +173,7 @@ async fn a_broken_list_keeps_everything_and_is_told_once_with_its_place() {
     replace(&greenlane.path("zones/demo.list"), "# Demo\nfine.example\na..b\n  com\n");
     replace(&greenlane.path("zones/other.list"), "# Other\nother.example\n10.0.0.1/8\n");
     until_reloads(&greenlane, (0.0, 1.0)).await;
-    let log = greenlane.log();
+    let log = logged(&greenlane, |log| log.contains("other.list:3:1: ")).await;
     for place in ["demo.list:3:1: ", "demo.list:4:3: ", "other.list:3:1: "] {
         assert_eq!(log.matches(place).count(), 1, "{place} in {log}");
     }
@@ -185,7 +198,7 @@ async fn an_emptied_folder_is_refused() {
     greenlane.ask("n1.listed.example", RecordType::A).await;
     fs::remove_file(greenlane.path("zones/demo.list")).unwrap();
     hangup(&greenlane, false).await;
-    assert!(greenlane.log().contains("no trigger is left"), "{}", greenlane.log());
+    logged(&greenlane, |log| log.contains("no trigger is left")).await;
     replace(&greenlane.path("zones/demo.list"), "# Demo, with nothing in it\n");
     hangup(&greenlane, false).await;
     assert_eq!(greenlane.prefixes("").await, ["192.0.2.1/32"]);
@@ -214,9 +227,8 @@ async fn a_bad_configuration_changes_nothing() {
     ] {
         replace(&config, &text);
         hangup(&greenlane, false).await;
-        let log = greenlane.log();
-        let said = log.lines().filter(|line| line.contains("config.toml:") && line.contains(expected)).count();
-        assert!(said > 0, "{expected} in {log}");
+        let is_said = |log: &str| log.lines().any(|line| line.contains("config.toml:") && line.contains(expected));
+        logged(&greenlane, is_said).await;
         let answer = greenlane.ask("n1.listed.example", RecordType::A).await;
         assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
         assert!(tag(&answer).is_some());
@@ -323,8 +335,8 @@ async fn what_waits_for_a_restart_is_named() {
         "[cache]\nsize = \"8MiB\"\n[clients]\nper-client = 7\n[web]\nallow = [\"127.0.0.0/8\"]\n[learn]",
     );
     hangup(&greenlane, true).await;
-    let log = greenlane.log();
-    let line = log.lines().find(|line| line.contains("restart")).unwrap_or_else(|| panic!("no word of it: {log}"));
+    let log = logged(&greenlane, |log| log.lines().any(|line| line.contains("restart"))).await;
+    let line = log.lines().find(|line| line.contains("restart")).unwrap();
     for (key, is_named) in [
         ("listen.dns", true),
         ("cache.size", true),

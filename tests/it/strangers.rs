@@ -348,7 +348,7 @@ async fn a_flood_of_distinct_questions_is_bounded() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(Duration::from_secs(8), recovered).await.expect("good service again");
+    timeout(PATIENCE, recovered).await.expect("good service again");
     serves(&greenlane).await;
 }
 

@@ -4,9 +4,9 @@
 //! messages, and the reply. The pointers that the kernel is handed are laid anew before each call, from buffers that
 //! live in the same value, and are not used after it: no pointer outlives the borrow that it was made from.
 //!
-//! Two steps make a call, so that all but the call itself runs under Miri (`cargo +nightly miri test --lib
-//! plain::batch`): laying the headers is safe code, and the call is a closure, which the tests replace by one that
-//! writes and reads through the headers as the kernel does.
+//! Two steps make a call, so that all but the call itself runs under Miri: laying the headers is safe code, and the
+//! call is a closure, which the tests replace by one that writes and reads through the headers as the kernel does.
+//! `MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=8 cargo +nightly miri test --lib plain::` runs them.
 
 #![allow(clippy::unnecessary_cast, reason = "the widths of these fields differ between libcs")]
 
@@ -99,6 +99,15 @@ impl Batch {
         self.received = received;
         self.wanted = (received * 2).clamp(PLACES_MIN, PLACES);
         Ok(())
+    }
+
+    /// Yields what was received, as long as it is not answered.
+    pub(super) fn datagrams(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        (0..self.received).map(|i| self.datagram(i))
+    }
+
+    fn datagram(&self, i: usize) -> &[u8] {
+        &self.octets[i * STRIDE..][..(self.heads[i].msg_len as usize).min(DATAGRAM_LEN_MAX)]
     }
 
     /// Has each datagram judged, and remembers the replies of those for which `judge` returns true.

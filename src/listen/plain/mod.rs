@@ -128,7 +128,7 @@ struct Desk {
 
 impl Desk {
     /// Returns whether a datagram has its reply in `out`; a miss goes the slow way.
-    fn judge(&self, moment: &Moment<'_>, datagram: &[u8], route: Route, door: &Door, out: &mut Vec<u8>) -> bool {
+    fn judge(&self, moment: &mut Moment<'_>, datagram: &[u8], route: Route, door: &Door, out: &mut Vec<u8>) -> bool {
         match moment.quick(datagram, Transport::Udp, route.client.ip(), out) {
             Tried::Answered => true,
             Tried::Drop => false,

@@ -101,7 +101,7 @@ async fn serve(desk: &Desk, socket: Socket) -> io::Result<()> {
         for (buffer, meta) in buffers.iter().zip(&metas).take(count) {
             let route = route(meta);
             for datagram in datagrams(buffer, meta) {
-                if desk.judge(&desk.front.moment(), datagram, route, &door, &mut out) {
+                if desk.judge(&mut desk.front.moment(), datagram, route, &door, &mut out) {
                     udp.send_when_ready(&out, &route).await;
                 }
             }

@@ -19,9 +19,14 @@ use super::batch::Batch;
 use super::envelope::{self, Control};
 use super::{Desk, Door, Route};
 use crate::metrics::Lane;
+use crate::pipeline::Near;
+use crate::wire::Transport;
 
 /// How long a thread waits after the system refused to give it datagrams, such as for lack of memory.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// From how many datagrams on it pays to look at all of them before the first is answered.
+const FORESEEN_MIN: usize = 4;
 
 /// Answers what comes in on the sockets until `stop`, or until one thread ends.
 pub(super) async fn read(desk: Desk, sockets: Vec<Socket>, stop: CancellationToken) {
@@ -79,12 +84,16 @@ fn serve(desk: &Desk, socket: &Arc<Socket>, is_over: &AtomicBool) -> io::Result<
     socket.set_nonblocking(false)?;
     let is_ipv6 = socket.local_addr()?.is_ipv6();
     let mut batch = Batch::new(is_ipv6, tells_asked);
+    let mut near = Near::new();
     let door = Door::Batched(Arc::clone(socket));
     while !is_over.load(Ordering::Relaxed) {
         match batch.receive(socket) {
             Ok(()) => {
-                let moment = desk.front.moment();
-                batch.answer(|datagram, route, out| desk.judge(&moment, datagram, route, &door, out));
+                let mut moment = desk.front.moment_near(&mut near);
+                if batch.datagrams().len() >= FORESEEN_MIN {
+                    moment.foresee(batch.datagrams(), Transport::Udp);
+                }
+                batch.answer(|datagram, route, out| desk.judge(&mut moment, datagram, route, &door, out));
                 batch.send(socket);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
