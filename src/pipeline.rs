@@ -42,8 +42,10 @@ use crate::wire::{
 
 mod flight;
 mod meter;
+mod own;
 
 pub use flight::Tell;
+pub use own::Heard;
 
 use flight::{Boarding, Flights, Leader, Packet, Passenger, Passengers};
 use meter::Meter;
@@ -160,7 +162,8 @@ struct Shared {
 /// One question on its way.
 struct Flight<S: FnOnce(Passengers)> {
     question: Arc<Question>,
-    client: IpAddr,
+    /// Who asked first; `None` for a question of our own.
+    client: Option<IpAddr>,
     /// Whom it is put to.
     upstreams: Arc<Forward>,
     /// Where tasks run that it may need.
@@ -278,7 +281,7 @@ impl Pipeline {
             Boarding::Full(left) => self.apologize(Passengers::from_iter([left])),
             Boarding::Lead(leader) => {
                 let upstreams = Arc::clone(self.0.current.load().forward());
-                self.fly(Flight { question, client, upstreams, runtime: runtime.clone(), leader });
+                self.fly(Flight { question, client: Some(client), upstreams, runtime: runtime.clone(), leader });
             }
         }
     }
@@ -300,18 +303,24 @@ impl Pipeline {
             })),
             None => {
                 meter.miss();
-                match self.own_answer(&flight.question) {
-                    Some(answer) => pipeline.arrived(flight, answer, Facts::default()),
-                    None => {
-                        Arc::clone(&flight.upstreams).ask_then(Arc::clone(&flight.question), &runtime, move |result| {
-                            let (answer, facts) = match result {
-                                Ok(walked) => (walked.answer, walked.facts),
-                                Err(failure) => (failed(&flight.question, failure.ede()), Facts::default()),
-                            };
-                            pipeline.arrived(flight, answer, facts);
-                        })
-                    }
-                }
+                pipeline.fetch(flight);
+            }
+        }
+    }
+
+    /// Answers a question that the cache does not.
+    fn fetch<S: FnOnce(Passengers) + Send + 'static>(self, flight: Flight<S>) {
+        match self.own_answer(&flight.question) {
+            Some(answer) => self.arrived(flight, answer, Facts::default()),
+            None => {
+                let (upstreams, runtime) = (Arc::clone(&flight.upstreams), flight.runtime.clone());
+                upstreams.ask_then(Arc::clone(&flight.question), &runtime, move |result| {
+                    let (answer, facts) = match result {
+                        Ok(walked) => (walked.answer, walked.facts),
+                        Err(failure) => (failed(&flight.question, failure.ede()), Facts::default()),
+                    };
+                    self.arrived(flight, answer, facts);
+                })
             }
         }
     }
@@ -347,10 +356,19 @@ impl Pipeline {
     /// Keeps an answer and tells it to all who wait for it.
     fn deliver<S: FnOnce(Passengers)>(&self, flight: Flight<S>, entry: &Entry) {
         let Flight { question, upstreams, leader, .. } = flight;
-        if entry.lifetime_secs() > 0 {
+        if entry.lifetime_secs() > 0 && !self.is_worse(&question, entry) {
             self.keep(&question, entry, &upstreams);
         }
         self.tell(leader.land(), entry);
+    }
+
+    /// Returns whether the entry is a failure where the cache has an answer that is good yet: one of our own questions
+    /// was asked before its time.
+    fn is_worse(&self, question: &Question, entry: &Entry) -> bool {
+        let Shared { cache, clock, .. } = &*self.0;
+        let is_better = |held: Entry| held.answer().kind() != wire::Kind::Failure && held.is_fresh(clock.now());
+        entry.answer().kind() == wire::Kind::Failure
+            && cache.find(KeyBuf::new().fill_of(question)).is_some_and(is_better)
     }
 
     /// Tells an answer to those who waited for it.
@@ -387,7 +405,7 @@ impl Pipeline {
     }
 
     /// Matches and learns a cached answer anew, without asking anybody.
-    async fn learn_again(&self, question: &Question, entry: &Entry, client: IpAddr) -> Entry {
+    async fn learn_again(&self, question: &Question, entry: &Entry, client: Option<IpAddr>) -> Entry {
         let now = self.0.clock.now();
         // What is kept has been walked and clamped before: walking it again under the widest rules changes nothing.
         let rules = Rules { min_ttl: 0, max_ttl: u32::MAX, negative_max_ttl: u32::MAX, trust_ad: true };
@@ -409,7 +427,7 @@ impl Pipeline {
         question: &Question,
         (facts, octets): (Facts, usize),
         age_secs: u32,
-        client: IpAddr,
+        client: Option<IpAddr>,
     ) -> Result<Mark, Box<Lesson>> {
         let Shared { learner, clock, meter, current, .. } = &*self.0;
         let current = current.load();
@@ -442,7 +460,7 @@ impl Pipeline {
             addresses: facts.addresses.iter().map(|seen| (seen.addr, needed(seen.ttl_secs))).collect(),
             targets: targets.iter().map(|(name, ttl)| (name.clone(), needed(*ttl))).collect(),
             octets,
-            client: Some(client),
+            client,
             generation: current.generation,
         };
         match learner.offer_known(offer, clock.now()) {

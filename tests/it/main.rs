@@ -27,3 +27,4 @@ mod streams;
 mod sync;
 mod upstream;
 mod upstreams;
+mod warm;
