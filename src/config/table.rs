@@ -240,7 +240,7 @@ keys! {
         |item, faults| item.duration(Duration::ZERO..=SPAN_MAX, faults);
     /// Most names that are asked ahead.
     LEARN_WARM_MAX_NAMES: usize = "learn.warm-max-names", Built, Default("2000"),
-        |item, faults| item.number(1..=1_000_000, faults);
+        |item, faults| item.number(1..=100_000, faults);
     /// Most questions a second that are asked ahead; fewer while upstreams suffer.
     LEARN_WARM_MAX_PER_SECOND: u32 = "learn.warm-max-per-second", Built, Default("20"),
         |item, faults| item.number(1..=10_000, faults);

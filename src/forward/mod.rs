@@ -460,4 +460,4 @@ impl Maker {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

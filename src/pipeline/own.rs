@@ -70,13 +70,15 @@ impl Pipeline {
 
     fn heard(&self, question: &Question, entry: &Entry) -> Heard {
         let Shared { learner, .. } = &*self.0;
+        let fresh_until = entry.stored().after(Duration::from_secs(u64::from(entry.lifetime_secs())));
         if entry.answer().kind() == wire::Kind::Failure {
-            return Heard::Failed;
+            // An upstream that does not know the type is well, and will not know it in a minute either.
+            let is_known = !matches!(entry.answer().rcode(), wire::rcode::FORMERR | wire::rcode::NOTIMP);
+            return if is_known { Heard::Failed } else { Heard::Nothing { fresh_until } };
         }
         if !entry.is_programmed() {
             return Heard::Late;
         }
-        let fresh_until = entry.stored().after(Duration::from_secs(u64::from(entry.lifetime_secs())));
         let rules = Rules { min_ttl: 0, max_ttl: u32::MAX, negative_max_ttl: u32::MAX, trust_ad: true };
         let walked = wire::walk(entry.answer().bytes(), question, &rules);
         let addresses = walked.map(|walked| walked.facts.addresses).unwrap_or_default();
@@ -88,3 +90,6 @@ impl Pipeline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
