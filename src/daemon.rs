@@ -42,6 +42,7 @@ use crate::prefix::Prefix;
 use crate::set::{Joins, StaticEntry};
 use crate::source::Problems;
 use crate::store::StoreError;
+use crate::warm::{Wanted, Warm};
 use crate::web;
 use crate::wire::Rules;
 
@@ -91,6 +92,9 @@ pub enum StartError {
     /// A token of the web listener.
     #[error("{0}")]
     Token(#[from] web::TokenError),
+    /// The file of names to ask ahead.
+    #[error("{0}")]
+    WarmNames(Problems),
     /// The store.
     #[error("store.path: {0}")]
     Store(#[from] StoreError),
@@ -109,6 +113,7 @@ impl StartError {
                 | Self::Forward(_)
                 | Self::Export(file::CheckError::NoFile(_))
                 | Self::Token(_)
+                | Self::WarmNames(_)
         )
     }
 }
@@ -149,6 +154,9 @@ pub enum ReloadError {
     /// A token of the web listener.
     #[error("{0}")]
     Token(#[from] web::TokenError),
+    /// The file of names to ask ahead.
+    #[error("{0}")]
+    WarmNames(Problems),
 }
 
 /// What is in force.
@@ -167,6 +175,8 @@ pub struct Daemon {
     catalogue: Arc<ArcSwap<Catalogue>>,
     /// The same for those who wait for another one.
     relisted: latest::Sender<Arc<Catalogue>>,
+    /// What is asked ahead of clients.
+    warmed: latest::Sender<Arc<Wanted>>,
     tokens: Arc<ArcSwap<web::Tokens>>,
     access: Arc<Access>,
     clock: Clock,
@@ -217,6 +227,7 @@ impl Daemon {
 
         tell_warnings(&loaded.warnings);
         let catalogue = Arc::new(loaded.catalogue);
+        let wanted = wanted(&config, &catalogue).map_err(StartError::WarmNames)?;
         let generation = 1;
         let options = learn_options(&config, bound.iter().map(|sockets| sockets.addr));
         let Sinks { outlets, restored, keeper } = Sinks::start(&config, agent, &clock, &registry)?;
@@ -235,6 +246,7 @@ impl Daemon {
             pipeline,
             learner,
             relisted: latest::Sender::new(Arc::clone(&catalogue)),
+            warmed: latest::Sender::new(wanted),
             catalogue: Arc::new(ArcSwap::new(catalogue)),
             tokens: Arc::new(ArcSwap::from_pointee(tokens)),
             access: Arc::new(Access::new(config.listen.allow.clone())),
@@ -263,6 +275,7 @@ impl Daemon {
         daemon.learner.begun().await;
         daemon.start_files(&config.export_files);
         daemon.start_listeners(bound, &config.listen, &registry);
+        daemon.start_warm(&registry);
         if let Some(listener) = web {
             daemon.start_web(listener, &config, registry, joins);
         }
@@ -361,9 +374,11 @@ impl Daemon {
             Arc::clone(self.pipeline.current().forward())
         };
 
+        let catalogue = Arc::new(read.catalogue);
+        let wanted = wanted(&config, &catalogue).map_err(ReloadError::WarmNames)?;
+
         // From here on nothing fails.
         tell_warnings(&read.warnings);
-        let catalogue = Arc::new(read.catalogue);
         let generation = loaded.generation + 1;
         self.access.replace(config.listen.allow.clone());
         // The learner first: what is matched by the old catalogue meanwhile, it matches again.
@@ -375,6 +390,7 @@ impl Daemon {
         if upstreams_change {
             self.pipeline.clear_cache();
         }
+        self.warmed.send_replace(wanted);
         if config.export_files != loaded.config.export_files {
             self.start_files(&config.export_files);
         }
@@ -430,6 +446,13 @@ impl Daemon {
             self.must_run("a UDP listener", &self.listeners, udp);
             self.must_run("a TCP listener", &self.listeners, streams.clone().run(sockets.tcp, self.stop.clone()));
         }
+    }
+
+    /// Asks ahead from now on, until questions of clients are taken no more.
+    fn start_warm(&self, registry: &Registry) {
+        let (pipeline, learner, wanted) = (self.pipeline.clone(), self.learner.clone(), self.warmed.subscribe());
+        let warm = Warm::new(pipeline, learner, self.clock.clone(), wanted, registry);
+        self.tasks.spawn(warm.run(self.stop.clone()));
     }
 
     fn start_web(self: &Arc<Self>, listener: TcpListener, config: &Config, registry: Registry, joins: Joins) {
@@ -540,6 +563,11 @@ pub fn today() -> jiff::civil::Date {
     let millis = i64::try_from(Clock::system().now().as_millis()).unwrap_or(i64::MAX);
     let now = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     jiff::tz::Offset::UTC.to_datetime(now).date()
+}
+
+/// What is asked ahead under a configuration and its lists.
+fn wanted(config: &Config, catalogue: &Arc<Catalogue>) -> Result<Arc<Wanted>, Problems> {
+    Ok(Arc::new(Wanted::new(&config.warm, config.places.warm_names.as_ref(), catalogue)?))
 }
 
 /// Reads the tokens and says which of their files others can read.

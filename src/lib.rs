@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  UDP, TCP ─▶ listen ─▶ pipeline::try_answer ─ hit ─▶ wire::finish ─▶ client
-//!                              └─ miss ─▶ pipeline::resolve
+//!                              └─ miss ─▶ pipeline::resolve      warm ─▶ the same way, before any client asks
 //!                                           ├─ policy     names answered at home
 //!                                           ├─ cache      equal questions share one exchange; ended answers in need
 //!                                           ├─ forward    ask an upstream
@@ -32,6 +32,7 @@
 //!    export                                 set, catalogue, admission, name, prefix, clock, metrics
 //!    policy                                 catalogue, wire, name, prefix
 //! 4  pipeline                               policy, cache, forward, catalogue, learn, wire, clock, metrics
+//!    warm                                   pipeline, catalogue, learn's read side, wire, name, source, clock, metrics
 //!    web                                    export, set, catalogue, learn's read side, metrics
 //! 5  listen                                 pipeline, wire, metrics
 //! 6  config                                 source, prefix, name, and the `Options` that each part defines
@@ -60,6 +61,8 @@ pub mod policy;
 pub mod store;
 
 pub mod pipeline;
+
+pub mod warm;
 
 pub mod web;
 

@@ -48,9 +48,11 @@ use crate::wire::{
 mod ahead;
 mod flight;
 mod meter;
+mod own;
 mod stale;
 
 pub use flight::Tell;
+pub use own::Heard;
 
 use ahead::Due;
 use flight::{Aged, Boarding, Flights, Leader, Packet, Passenger, Passengers};
@@ -456,7 +458,7 @@ impl Pipeline {
 
     /// Keeps an answer and tells it to all who wait for it.
     fn deliver<S: FnOnce(Passengers)>(&self, flight: Flight<S>, entry: &Entry) {
-        let Flight { question, upstreams, leader, aged, seat, .. } = flight;
+        let Flight { question, client, upstreams, leader, aged, seat, .. } = flight;
         let (is_kept, is_failure) = (entry.lifetime_secs() > 0, entry.answer().kind() == wire::Kind::Failure);
         let result = match (is_kept && !is_failure, entry.is_programmed()) {
             (false, _) => Prefetch::Failed,
@@ -470,7 +472,7 @@ impl Pipeline {
             |aged: &Aged| seat.is_some() && result != Prefetch::Refreshed && aged.entry.is_fresh(self.0.clock.now());
         if aged.as_ref().is_some_and(is_old_better) {
             // The old one is given to its end, as if nobody had asked.
-        } else if is_kept {
+        } else if is_kept && (client.is_some() || !self.is_worse(&question, entry)) {
             self.keep(&question, entry, &upstreams);
         } else if aged.is_some() && !is_failure {
             // What came instead cannot be kept, but it is the truth.
@@ -481,6 +483,17 @@ impl Pipeline {
             self.0.meter.miss();
         }
         self.tell(passengers, entry);
+    }
+
+    /// Returns whether the entry is a failure where the cache has an answer that may still be given: one of our own
+    /// questions was asked before its time.
+    fn is_worse(&self, question: &Question, entry: &Entry) -> bool {
+        let Shared { cache, clock, .. } = &*self.0;
+        let now = clock.now();
+        let may_be_given = |held: Entry| held.is_fresh(now) || self.may_be_stale(&held, now);
+        let is_better = |held: Entry| held.answer().kind() != wire::Kind::Failure && may_be_given(held);
+        entry.answer().kind() == wire::Kind::Failure
+            && cache.find(KeyBuf::new().fill_of(question)).is_some_and(is_better)
     }
 
     /// Tells an answer to those who waited for it.

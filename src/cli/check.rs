@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::daemon::today;
 use crate::export::file;
 use crate::source::Location;
+use crate::warm;
 use crate::web::{Options, Tokens};
 
 /// Reads configuration and lists, and what the configuration names; prints counts and warnings of the lists to standard
@@ -17,6 +18,8 @@ pub(super) fn run(file: &ConfigFile, args: &CheckArgs) -> Result<(), Failure> {
     let config = file.load()?;
     let mut problems = token_problems(&config);
     problems.extend(export_problems(&config));
+    let warm_names = warm::read_names(&config.warm, config.places.warm_names.as_ref());
+    problems.extend(warm_names.err().map(|found| found.to_string()));
     let mut options = config.catalogue;
     if let Some(zones) = &args.zones {
         options.path.clone_from(zones);

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crate::pipeline::TagOptions;
 use crate::source::{Location, Problem, Problems};
-use crate::{cache, catalogue, export, forward, learn, listen, store, web};
+use crate::{cache, catalogue, export, forward, learn, listen, store, warm, web};
 
 mod env;
 mod error;
@@ -65,6 +65,8 @@ pub struct Config {
     pub tag: TagOptions,
     /// `[learn]`; `own` holds the addresses that we listen on and those of the upstreams, sorted.
     pub learn: learn::Options,
+    /// `learn.warm` and the keys beside it; the path already starts at the file's folder.
+    pub warm: warm::Options,
     /// `[store]`; the path already starts at the file's folder. `None` keeps nothing over a restart; no file says so.
     pub store: Option<store::Options>,
     /// `[[export.nftables]]`, in the order of the file.
@@ -144,6 +146,7 @@ impl Default for Config {
             watch: true,
             tag: TagOptions::default(),
             learn: learn::Options { own, ..learn::Options::default() },
+            warm: warm::Options::default(),
             store: Some(store::Options { path: STORE_BY_DEFAULT.into(), durability: store::Durability::default() }),
             export_nftables: Vec::new(),
             export_files: Vec::new(),
@@ -161,6 +164,8 @@ pub struct Places {
     pub read_token_file: Option<Location>,
     /// `web.admin-token-file`.
     pub admin_token_file: Option<Location>,
+    /// `learn.warm-names`.
+    pub warm_names: Option<Location>,
     /// The path of each `[[export.file]]`, in the order of the file.
     pub export_files: Vec<Location>,
 }

@@ -17,7 +17,7 @@ use crate::pipeline::TagOptions;
 use crate::prefix::Prefix;
 use crate::source::{Located, Location, Problem};
 use crate::store::Durability;
-use crate::{cache, catalogue, export, forward, learn, listen, store, web};
+use crate::{cache, catalogue, export, forward, learn, listen, store, warm, web};
 
 /// Makes the configuration. Relative paths start at `folder`.
 pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Config {
@@ -33,12 +33,14 @@ pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Conf
         catalogue: catalogue(entries, folder, faults),
         watch: entries.read(&table::CATALOGUE_WATCH, faults).unwrap_or(true),
         tag: tag(entries, faults),
+        warm: warm(entries, folder, faults),
         store: Some(store(entries, folder, faults)),
         export_nftables: export_nftables(raw, &learn, faults),
         learn,
         places: Places {
             read_token_file: place(entries, table::WEB_READ_TOKEN_FILE.spec.path),
             admin_token_file: place(entries, table::WEB_ADMIN_TOKEN_FILE.spec.path),
+            warm_names: place(entries, table::LEARN_WARM_NAMES.spec.path),
             export_files: export_places,
         },
         export_files,
@@ -319,7 +321,19 @@ fn learn(entries: &Entries<'_>, own: Vec<Prefix>, faults: &mut Faults) -> learn:
     }
 }
 
-/// `[[export.file]]`, each path once.
+/// `learn.warm` and the keys beside it.
+fn warm(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> warm::Options {
+    let default = warm::Options::default();
+    warm::Options {
+        is_on: entries.read(&table::LEARN_WARM, faults).unwrap_or(default.is_on),
+        names_file: entries.read(&table::LEARN_WARM_NAMES, faults).map(|path| start_at(folder, path)),
+        used_for: entries.read(&table::LEARN_WARM_USED_FOR, faults).unwrap_or(default.used_for),
+        names_max: entries.read(&table::LEARN_WARM_MAX_NAMES, faults).unwrap_or(default.names_max),
+        per_second: entries.read(&table::LEARN_WARM_MAX_PER_SECOND, faults).unwrap_or(default.per_second),
+    }
+}
+
+/// `[store]`.
 fn store(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> store::Options {
     let path = entries.read(&table::STORE_PATH, faults).unwrap_or_else(|| super::STORE_BY_DEFAULT.into());
     let durability = match entries.read(&table::STORE_DURABILITY, faults) {

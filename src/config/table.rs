@@ -232,9 +232,18 @@ keys! {
     /// Whether an answer whose addresses are in no firewall yet is withheld instead of given with a TTL of 1 s.
     LEARN_STRICT: bool = "learn.strict", Later, Default("false"), |item, faults| item.flag(faults);
     /// Whether listed names are asked ahead, so that their addresses are there before anyone asks.
-    LEARN_WARM: bool = "learn.warm", Later, Default("true"), |item, faults| item.flag(faults);
-    /// A file of further names to ask ahead, one a line.
-    LEARN_WARM_NAMES: PathBuf = "learn.warm-names", Later, Absent(r#""warm-names.txt""#), |item, faults| item.path(faults);
+    LEARN_WARM: bool = "learn.warm", Built, Default("true"), |item, faults| item.flag(faults);
+    /// A file of further names to ask ahead, one a line; lists must cover them.
+    LEARN_WARM_NAMES: PathBuf = "learn.warm-names", Built, Absent(r#""warm-names.txt""#), |item, faults| item.path(faults);
+    /// How long after a client used it a name below a trigger is asked ahead, too; "0s" for not at all.
+    LEARN_WARM_USED_FOR: Duration = "learn.warm-used-for", Built, Default(r#""1h""#),
+        |item, faults| item.duration(Duration::ZERO..=SPAN_MAX, faults);
+    /// Most names that are asked ahead.
+    LEARN_WARM_MAX_NAMES: usize = "learn.warm-max-names", Built, Default("2000"),
+        |item, faults| item.number(1..=100_000, faults);
+    /// Most questions a second that are asked ahead; fewer while upstreams suffer.
+    LEARN_WARM_MAX_PER_SECOND: u32 = "learn.warm-max-per-second", Built, Default("20"),
+        |item, faults| item.number(1..=10_000, faults);
 
     /// The file of the set.
     STORE_PATH: PathBuf = "store.path", Built, Default(r#""greenlane.redb""#), |item, faults| item.path(faults);

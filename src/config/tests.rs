@@ -148,6 +148,11 @@ fn every_built_key_reaches_its_option() {
         max-per-name = 11
         max-per-trigger = 12
         new-per-client-per-minute = 0
+        warm = false
+        warm-names = "ahead.txt"
+        warm-used-for = "2h"
+        warm-max-names = 13
+        warm-max-per-second = 14
         [[export.file]]
         path = "out/set.nft"
         format = "nft"
@@ -190,6 +195,16 @@ fn every_built_key_reaches_its_option() {
     assert_eq!(config.catalogue.never, ["bank.example", "xn--mnchen-3ya.example"]);
     assert!(!config.watch);
     assert_eq!(config.tag, TagOptions { edns_option: 0, extended_error: false });
+    assert_eq!(
+        config.warm,
+        warm::Options {
+            is_on: false,
+            names_file: Some(PathBuf::from("ahead.txt")),
+            used_for: Duration::from_secs(7200),
+            names_max: 13,
+            per_second: 14,
+        }
+    );
     assert_eq!(
         config.learn,
         learn::Options {

@@ -463,4 +463,4 @@ impl Maker {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! Tests of asking, against scripted upstreams on loopback. Bounds on time are generous: two cores, many tests.
 
 #[path = "../../tests/it/upstream.rs"]
-mod scripted;
+pub(crate) mod scripted;
 mod udp;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -89,14 +89,14 @@ impl Pipeline {
             // Nobody closes it.
             let Ok(seat) = Arc::clone(&due.seats).acquire_owned().await else { return };
             let entry = due.next().await;
-            if !self.ask_ahead(entry, seat) {
+            if !self.refresh(entry, seat) {
                 self.0.meter.prefetch(Prefetch::Forgotten);
             }
         }
     }
 
     /// Asks for one entry; returns whether it had to be.
-    fn ask_ahead(&self, entry: Entry, seat: OwnedSemaphorePermit) -> bool {
+    fn refresh(&self, entry: Entry, seat: OwnedSemaphorePermit) -> bool {
         let Shared { flights, current, clock, .. } = &*self.0;
         let (current, now) = (current.load(), clock.now());
         // One that waited beyond its end is asked for by whoever needs it.

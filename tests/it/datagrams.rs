@@ -33,6 +33,7 @@ impl Inside {
     async fn start(setup: Setup, change: impl FnOnce(&mut Config)) -> Self {
         let folder = setup.write();
         let mut config = Config::load(&folder.path().join("config.toml"), &Env::of_process()).unwrap();
+        config.warm.is_on = false;
         change(&mut config);
         let daemon = Daemon::start(config, None).await.unwrap();
         let client = Client { dns: daemon.dns()[0], web: daemon.web().unwrap() };

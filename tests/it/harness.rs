@@ -30,6 +30,7 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 /// A greenlane to be started.
 pub struct Setup {
     lists: Vec<(String, String)>,
+    files: Vec<(String, String)>,
     sections: HashMap<String, String>,
     environment: Vec<(String, String)>,
     place: Option<Place>,
@@ -39,7 +40,7 @@ impl Setup {
     /// One list, `demo`, with the names below `listed.example`; everything is asked of `upstream`; documentation and
     /// benchmarking addresses may be learned.
     pub fn new(upstream: SocketAddr) -> Self {
-        Self { lists: Vec::new(), sections: HashMap::new(), environment: Vec::new(), place: None }
+        Self { lists: Vec::new(), files: Vec::new(), sections: HashMap::new(), environment: Vec::new(), place: None }
             .list("demo.list", "# Demo\nlisted.example\n")
             .with("listen", "dns = [\"127.0.0.1:0\"]\nweb = \"127.0.0.1:0\"")
             .with("forward", &format!("upstreams = [\"udp://{upstream}\"]"))
@@ -58,6 +59,12 @@ impl Setup {
         self
     }
 
+    /// Adds a file beside the configuration.
+    pub fn file(mut self, file: &str, text: &str) -> Self {
+        self.files.push((file.to_owned(), text.to_owned()));
+        self
+    }
+
     /// Adds lines to a section of the configuration.
     pub fn with(mut self, section: &str, lines: &str) -> Self {
         let text = self.sections.entry(section.to_owned()).or_default();
@@ -72,7 +79,7 @@ impl Setup {
         self
     }
 
-    /// Sets an environment variable.
+    /// Sets an environment variable; an empty value removes it.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
@@ -90,6 +97,9 @@ impl Setup {
         fs::create_dir(folder.path().join("zones")).unwrap();
         for (file, text) in &self.lists {
             fs::write(folder.path().join("zones").join(file), text).unwrap();
+        }
+        for (file, text) in &self.files {
+            fs::write(folder.path().join(file), text).unwrap();
         }
         fs::write(folder.path().join("config.toml"), self.config()).unwrap();
         folder
@@ -118,7 +128,12 @@ impl Setup {
 fn spawn(folder: &TempDir, environment: &[(String, String)], place: Option<&Place>) -> (Child, Arc<Mutex<String>>) {
     let mut command = greenlane();
     command.arg("serve").arg("-c").arg(folder.path().join("config.toml"));
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    for (name, value) in environment {
+        match value.as_str() {
+            "" => command.env_remove(name),
+            value => command.env(name, value),
+        };
+    }
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = match place {
         Some(place) => place.enter(|| command.spawn()),
@@ -138,10 +153,14 @@ fn spawn(folder: &TempDir, environment: &[(String, String)], place: Option<&Plac
     (child, log)
 }
 
-/// The built binary, without any of the environment that it reads.
+/// The variable that lets it ask ahead or not.
+pub const WARM: &str = "GREENLANE__LEARN__WARM";
+
+/// The built binary, without any of the environment that it reads; it asks nothing ahead, so that tests can count what
+/// upstreams are asked.
 pub fn greenlane() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_greenlane"));
-    command.env_remove("RUST_LOG");
+    command.env_remove("RUST_LOG").env(WARM, "false");
     command
 }
 

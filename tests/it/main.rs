@@ -28,3 +28,4 @@ mod streams;
 mod sync;
 mod upstream;
 mod upstreams;
+mod warm;

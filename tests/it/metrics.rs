@@ -14,7 +14,7 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-const METRICS: [(&str, &str); 44] = [
+const METRICS: [(&str, &str); 46] = [
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
@@ -57,6 +57,8 @@ const METRICS: [(&str, &str); 44] = [
     ("greenlane_store_file_bytes", "gauge"),
     ("greenlane_store_sightings", "gauge"),
     ("greenlane_tag_answers_total", "counter"),
+    ("greenlane_warm_names", "gauge"),
+    ("greenlane_warm_queries_total", "counter"),
     ("greenlane_web_followers_refused_total", "counter"),
     ("greenlane_web_requests_total", "counter"),
 ];

@@ -77,6 +77,8 @@ fn around(mut config: Config, args: &DemoArgs, upstream: SocketAddr) -> Result<C
     // The show leaves nothing behind.
     config.store = None;
     config.export_nftables.clear();
+    // It shows how questions of clients fill the set.
+    config.warm.is_on = false;
     config.export_files.clear();
     for text in SPACE {
         config.learn.treat_as_public.push(text.parse().map_err(Failure::failed)?);
