@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
@@ -368,7 +369,11 @@ impl Forged {
     fn hear(&self, from: &OwnedFd) -> Option<Vec<u8>> {
         set_socket_timeout(from, Timeout::Recv, Some(PATIENCE)).unwrap();
         let mut octets = vec![0; 40_000];
-        let (_, len) = recv(from, &mut octets[..], RecvFlags::empty()).expect("an answer");
+        let (_, len) = match recv(from, &mut octets[..], RecvFlags::empty()) {
+            // Who hangs up with something unread makes a reset of it.
+            Err(Errno::CONNRESET) => return None,
+            heard => heard.expect("an answer"),
+        };
         octets.truncate(len);
         (len > 0).then_some(octets)
     }
