@@ -4,8 +4,9 @@
 //!   new serial ─▶ wait 200 ms for more ─▶ render ─▶ same bytes? done
 //!                                              └─▶ temporary file ─▶ fsync ─▶ rename ─▶ fsync folder ─▶ command
 //! ```
-//! A file of names follows the lists instead of the serial. A reader of the file sees the old list or the new one, never a part. [`keep`] follows the set for one file: a failed
-//! write is counted, told once, and tried again with growing pauses until it works; the file meanwhile stays as it was.
+//! A file of names follows the lists instead of the serial. A reader of the file sees the old list or the new one, never
+//! a part. [`keep`] follows the set for one file: a failed write is counted, told once, and tried again with growing
+//! pauses until it works; the file meanwhile stays as it was.
 //! The command runs without a shell and without input, at most 30 s, never twice at once; a change while it runs makes
 //! it run again afterwards. A file that holds these bytes already is left alone, and no command runs.
 //!

@@ -446,10 +446,11 @@ async fn other_peers_read_open_lists_only() {
     assert_eq!(ask_from(&router, "GET", "/nothing", "192.0.2.7", &[]).await.0, 404);
 }
 
-#[tokio::test]
-async fn token_opens_to_other_peers_what_is_not_open() {
-    const READ: &str = "read-token-0123456789";
-    const ADMIN: &str = "admin-token-0123456789";
+const READ: &str = "read-token-0123456789";
+const ADMIN: &str = "admin-token-0123456789";
+
+/// Both tokens, in files of a folder that goes when it is dropped.
+fn with_tokens() -> (tempfile::TempDir, Options) {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, token: &str| {
         let path = folder.path().join(name);
@@ -458,6 +459,12 @@ async fn token_opens_to_other_peers_what_is_not_open() {
     };
     let options =
         Options { read_token_file: file("read", READ), admin_token_file: file("admin", ADMIN), ..Options::default() };
+    (folder, options)
+}
+
+#[tokio::test]
+async fn token_opens_to_other_peers_what_is_not_open() {
+    let (_folder, options) = with_tokens();
     let (clock, ready, registry) = (Clock::manual(NOW), Arc::new(AtomicBool::new(true)), Registry::new());
     let draft = Draft::new(Session(0xab), NOW, &registry);
     let state = state(&draft, &clock, &ready, registry);
@@ -509,16 +516,7 @@ async fn token_opens_to_other_peers_what_is_not_open() {
 /// Where actions are, and what may be sent there.
 #[tokio::test]
 async fn actions_take_a_post_of_somebody_who_may_and_no_foreign_page() {
-    const READ: &str = "read-token-0123456789";
-    const ADMIN: &str = "admin-token-0123456789";
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, token: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, token).unwrap();
-        Some(path)
-    };
-    let options =
-        Options { read_token_file: file("read", READ), admin_token_file: file("admin", ADMIN), ..Options::default() };
+    let (_folder, options) = with_tokens();
     let (clock, ready, registry) = (Clock::manual(NOW), Arc::new(AtomicBool::new(true)), Registry::new());
     let draft = Draft::new(Session(0xab), NOW, &registry);
     let mut state = state(&draft, &clock, &ready, registry);

@@ -6,7 +6,7 @@ use hickory_proto::rr::RecordType;
 
 use super::{DNAME, SVCB, a, aaaa, addr, cname, holds, number, patient, reply, serial, svcb, ttls, with};
 use crate::harness::{addresses, question, tag};
-use crate::upstream::{AAAA, HTTPS, Upstream, Via, record, wire_name};
+use crate::upstream::{AAAA, Act, Asked, HTTPS, Upstream, Via, record, wire_name};
 
 #[tokio::test]
 async fn an_address_is_in_the_feed_when_the_client_reads_it() {
@@ -57,16 +57,18 @@ async fn ipv6_addresses_are_learned_too() {
     assert_eq!(greenlane.metric("greenlane_set_entries{family=\"6\",origin=\"learned\"}").await, 1.0);
 }
 
+/// Sixty addresses over TCP; over UDP they are cut.
+fn sixty_by_tcp(asked: &Asked) -> Act {
+    let all: Vec<_> = (0..60).map(|n| a(&asked.name(), 300, addr(n))).collect();
+    match asked.via {
+        Via::Udp => asked.reply().truncated().act(),
+        _ => reply(asked, &all),
+    }
+}
+
 #[tokio::test]
 async fn sixty_addresses_of_one_answer_over_tcp_are_all_learned() {
-    let (_upstream, greenlane) = with(|asked| {
-        let all: Vec<_> = (0..60).map(|n| a(&asked.name(), 300, addr(n))).collect();
-        match asked.via {
-            Via::Udp => asked.reply().truncated().act(),
-            _ => reply(asked, &all),
-        }
-    })
-    .await;
+    let (_upstream, greenlane) = with(sixty_by_tcp).await;
     let answer = greenlane.ask_tcp("large.listed.example", RecordType::A).await;
     assert_eq!(answer.answers.len(), 60);
     assert_eq!(greenlane.prefixes("").await, (0..60).map(|n| format!("{}/32", addr(n))).collect::<Vec<_>>());
@@ -75,14 +77,7 @@ async fn sixty_addresses_of_one_answer_over_tcp_are_all_learned() {
 
 #[tokio::test]
 async fn what_is_cut_for_a_udp_client_is_learned_whole() {
-    let (_upstream, greenlane) = with(|asked| {
-        let all: Vec<_> = (0..60).map(|n| a(&asked.name(), 300, addr(n))).collect();
-        match asked.via {
-            Via::Udp => asked.reply().truncated().act(),
-            _ => reply(asked, &all),
-        }
-    })
-    .await;
+    let (_upstream, greenlane) = with(sixty_by_tcp).await;
     let mut query = question("large.listed.example", RecordType::A);
     query.edns.as_mut().unwrap().set_max_payload(512);
     let cut = Message::from_vec(&greenlane.udp(&query.to_vec().unwrap()).await.unwrap()).unwrap();
