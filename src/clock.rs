@@ -54,11 +54,6 @@ impl Timestamp {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
-
-    /// Returns the same instant for HTTP dates and file times.
-    pub fn to_system_time(self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.0)
-    }
 }
 
 /// Seconds since the Unix epoch with three decimals.
