@@ -250,8 +250,13 @@ impl Greenlane {
 
     /// Starts it again in the same folder after it has ended.
     pub async fn begin_again(&mut self) {
-        (self.child, self.log) = spawn(&self.folder, &self.environment, self.place.as_ref());
+        self.spawn_again();
         self.read_ports().await;
+    }
+
+    /// The same without waiting for it: where it listens is not known.
+    pub fn spawn_again(&mut self) {
+        (self.child, self.log) = spawn(&self.folder, &self.environment, self.place.as_ref());
     }
 
     /// Waits for it to end by itself and returns its exit code.
