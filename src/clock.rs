@@ -50,6 +50,11 @@ impl Timestamp {
         Self(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
     }
 
+    /// Returns the instant so many milliseconds later, or earlier.
+    pub const fn shifted(self, millis: i64) -> Self {
+        Self(self.0.saturating_add_signed(millis))
+    }
+
     /// Returns the span since `earlier`, zero if that lies ahead.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
@@ -93,6 +98,17 @@ impl Clock {
             Source::System { started, started_millis } => Timestamp(*started_millis).after(started.elapsed()),
             Source::Manual(now) => Timestamp(*now.borrow()),
         }
+    }
+
+    /// Returns how many milliseconds this clock is ahead of the kernel's monotonic one: it stays the same while the
+    /// process lives, and two processes of one boot differ by what the wall clock was set in between. A manual clock has
+    /// none.
+    pub fn ahead_of_monotonic_millis(&self) -> Option<i64> {
+        let Source::System { .. } = &self.0 else { return None };
+        let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let now = i64::try_from(self.now().as_millis()).ok()?;
+        let monotonic_millis = monotonic.tv_sec.checked_mul(1000)?.checked_add(monotonic.tv_nsec / 1_000_000)?;
+        now.checked_sub(monotonic_millis)
     }
 
     /// Moves a manual clock on, for all its clones; the real clock is left alone.
@@ -172,6 +188,17 @@ mod tests {
         let end = clock.now().after(Duration::from_millis(20));
         clock.sleep_until(end).await;
         assert!(clock.now() >= end);
+    }
+
+    #[test]
+    fn clocks_of_one_boot_differ_by_what_the_system_was_set() {
+        let (first, second) = (Clock::system(), Clock::system());
+        let ahead = |clock: &Clock| clock.ahead_of_monotonic_millis().unwrap();
+        // Nobody sets the system's clock during a test; it may be slewed, and we may have been kept waiting.
+        assert!(ahead(&first).abs_diff(ahead(&second)) < 5000);
+        assert_eq!(Clock::manual(Timestamp::from_secs(1)).ahead_of_monotonic_millis(), None);
+        assert_eq!(Timestamp::from_millis(5).shifted(-7), Timestamp::from_millis(0));
+        assert_eq!(Timestamp::from_millis(5).shifted(7), Timestamp::from_millis(12));
     }
 
     #[test]

@@ -25,6 +25,12 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// Says that there is this and nothing else, without being a change of the set.
+    pub(super) fn whole(entries: impl Iterator<Item = (Key, Box<[u8]>)>) -> Self {
+        let entries = entries.map(|(key, times)| (key, Some(times))).collect();
+        Self { entries, is_whole: true, ..Self::default() }
+    }
+
     /// Adds a change: `(is_whole, is_last)`, and what it says of each key.
     pub(super) fn add(
         &mut self,

@@ -14,8 +14,14 @@ use super::disk::Disk;
 use super::pending::Pending;
 use crate::set::Session;
 
-/// The layout of the file. A change to keys or times that an older greenlane would misread takes the next number.
-const SCHEMA: u64 = 1;
+/// The layout of the file. A change that an older greenlane would misread takes the next number; what a file of a
+/// number before lacks is none, and it becomes one of this number with the first transaction.
+///
+/// | schema | new in it |
+/// |---|---|
+/// | 1 | |
+/// | 2 | `ahead`, the clock that times are told in; without it they are wall time |
+pub(super) const SCHEMA: u64 = 2;
 
 /// What redb may keep in memory: the upper pages of the tree; the set itself is in memory already.
 const CACHE_LEN_MAX: usize = 16 << 20;
@@ -37,6 +43,8 @@ pub(super) struct Meta {
     pub(super) covered: u64,
     /// Which boot of the kernel wrote this, if the kernel tells.
     pub(super) boot: Option<String>,
+    /// How far the clock that times are told in is ahead of that boot's monotonic one, if that is known.
+    pub(super) ahead_millis: Option<i64>,
 }
 
 /// Why the database does not serve.
@@ -113,14 +121,14 @@ impl Table {
             number.ok_or_else(|| TableError::Damaged(format!("it does not say its {name}")))
         };
         match number("schema")? {
-            SCHEMA => {}
+            1..=SCHEMA => {}
             found => {
-                let newer = if found > SCHEMA { "newer" } else { "older" };
-                let text = format!("it has the schema {found} of a {newer} greenlane; this one reads schema {SCHEMA}");
+                let text = format!("it has the schema {found} of a newer greenlane; this one reads up to {SCHEMA}");
                 return Err(TableError::Foreign(text));
             }
         }
         let boot = read.open_table(TEXTS)?.get("boot")?.map(|text| text.value().to_owned());
+        let ahead_millis = numbers.get("ahead")?.map(|number| number.value().cast_signed());
         Ok(Some(Meta {
             id: number("id")?,
             session: Session(number("session")?),
@@ -128,7 +136,15 @@ impl Table {
             is_complete: number("complete")? != 0,
             covered: number("covered")?,
             boot,
+            ahead_millis,
         }))
+    }
+
+    /// Returns the schema that the file has.
+    #[cfg(test)]
+    pub(super) fn schema(&self) -> Result<u64, TableError> {
+        let read = self.database.begin_read()?;
+        Ok(read.open_table(NUMBERS)?.get("schema")?.map_or(0, |number| number.value()))
     }
 
     /// Hands every entry to `take`, sorted by key.
@@ -172,6 +188,10 @@ impl Table {
                 numbers.insert("serial", meta.serial)?;
                 numbers.insert("covered", meta.covered)?;
                 numbers.insert("complete", u64::from(meta.is_complete))?;
+                match meta.ahead_millis {
+                    Some(millis) => drop(numbers.insert("ahead", millis.cast_unsigned())?),
+                    None => drop(numbers.remove("ahead")?),
+                }
                 let mut texts = write.open_table(TEXTS)?;
                 match &meta.boot {
                     Some(boot) => drop(texts.insert("boot", boot.as_str())?),

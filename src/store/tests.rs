@@ -17,14 +17,21 @@ use crate::clock::Clock;
 use crate::metrics::Registry;
 use crate::set::outlet::{Applied, Change, Outlet, Reply, SightingChange, State, outlet};
 
+mod clocks;
+mod migrate;
+
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
 fn options(folder: &Path) -> Options {
     Options { path: folder.join("greenlane.redb"), durability: Durability::Process }
 }
 
+fn boot(id: &str) -> Boot {
+    Boot { id: Some(id.to_owned()), ahead_millis: None }
+}
+
 fn open(folder: &Path, now: Timestamp) -> Opened {
-    Store::open_in_boot(&options(folder), now, Some("this boot".to_owned())).unwrap()
+    Store::open_in_boot(&options(folder), now, boot("this boot")).unwrap()
 }
 
 /// What was restored, by address and name.
@@ -185,7 +192,7 @@ fn restart_without_a_last_change_jumps_ahead_of_what_was_announced() {
 fn loss_of_power_begins_a_new_session_and_a_kill_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let in_boot =
-        |boot: Option<&str>| Store::open_in_boot(&options(folder.path()), NOW, boot.map(str::to_owned)).unwrap();
+        |id: Option<&str>| Store::open_in_boot(&options(folder.path()), NOW, id.map(boot).unwrap_or_default()).unwrap();
     let mut work = Work::start(in_boot(Some("first")));
     work.tell(vec![put(1)]);
     let session = work.session;
@@ -279,11 +286,11 @@ fn journals_take_turns_and_stale_ones_say_nothing() {
 fn second_open_of_one_file_is_told_so() {
     let folder = tempfile::tempdir().unwrap();
     let first = open(folder.path(), NOW);
-    let error = Store::open(&options(folder.path()), NOW).unwrap_err();
+    let error = Store::open(&options(folder.path()), &Clock::manual(NOW)).unwrap_err();
     assert!(error.to_string().contains("is in use by another greenlane"), "{error}");
     assert!(matches!(error, StoreError::InUse(_)));
     drop(first);
-    Store::open(&options(folder.path()), NOW).unwrap();
+    Store::open(&options(folder.path()), &Clock::manual(NOW)).unwrap();
 }
 
 #[test]
@@ -291,7 +298,7 @@ fn paths_that_cannot_be_are_told_with_a_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let message = |path: &str| {
         let options = Options { path: folder.path().join(path), durability: Durability::Process };
-        Store::open(&options, NOW).unwrap_err().to_string()
+        Store::open(&options, &Clock::manual(NOW)).unwrap_err().to_string()
     };
     assert!(message("missing/greenlane.redb").contains("create it first"));
     assert!(message("..").contains("is no path of a file"));
@@ -354,7 +361,7 @@ fn schema_of_a_newer_greenlane_is_set_aside() {
     let numbers: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("greenlane.numbers");
     let database = redb::Database::open(options(folder.path()).path).unwrap();
     let write = database.begin_write().unwrap();
-    write.open_table(numbers).unwrap().insert("schema", 2).unwrap();
+    write.open_table(numbers).unwrap().insert("schema", table::SCHEMA + 1).unwrap();
     write.commit().unwrap();
     drop(database);
     let restored = open(folder.path(), NOW).restored;
@@ -508,14 +515,14 @@ fn folder_that_cannot_be_written_is_told_with_a_remedy() {
             assert!(Command::new("mount").args(["-o", &options]).arg(folder).status().unwrap().success());
         };
         remount("ro");
-        let error = Store::open(&options(folder), NOW).unwrap_err();
+        let error = Store::open(&options(folder), &Clock::manual(NOW)).unwrap_err();
         assert!(matches!(error, StoreError::Denied { .. }));
         assert!(error.to_string().contains("let greenlane write it and its folder"), "{error}");
         remount("rw");
         let first = open(folder, NOW);
         drop(first);
         remount("ro");
-        let error = Store::open(&options(folder), NOW).unwrap_err();
+        let error = Store::open(&options(folder), &Clock::manual(NOW)).unwrap_err();
         assert!(error.to_string().contains("let greenlane write it and its folder"), "{error}");
     });
 }
@@ -657,7 +664,7 @@ const VICTIM: &str = "GREENLANE_STORE_VICTIM";
 #[test]
 fn killed_process() {
     let Some(folder) = std::env::var_os(VICTIM) else { return };
-    let opened = Store::open(&options(Path::new(&folder)), Clock::system().now()).unwrap();
+    let opened = Store::open(&options(Path::new(&folder)), &Clock::system()).unwrap();
     println!("\nsession {}", opened.restored.session);
     let (outlet, intake) = outlet("store");
     let Restored { session, mut serial, .. } = opened.restored;
@@ -697,7 +704,7 @@ fn kill_loses_nothing_that_was_held() {
         let last = rest.iter().rev().nth(1).unwrap_or(&held);
         let (host, serial) = last.split_once(' ').unwrap();
         let (host, serial): (u32, u64) = (host.parse().unwrap(), serial.parse().unwrap());
-        let restored = Store::open(&options(folder.path()), Clock::system().now()).unwrap().restored;
+        let restored = Store::open(&options(folder.path()), &Clock::system()).unwrap().restored;
         assert_eq!(restored.session.to_string(), opened);
         assert!(!restored.is_complete && restored.serial > serial);
         let there = hosts(&restored);
@@ -710,7 +717,7 @@ fn kill_loses_nothing_that_was_held() {
 fn disk_durability_syncs_before_it_answers() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { durability: Durability::Disk, ..options(folder.path()) };
-    let opened = Store::open(&options, NOW).unwrap();
+    let opened = Store::open(&options, &Clock::manual(NOW)).unwrap();
     let faults = Arc::clone(opened.store.journals[0].faults());
     let mut work = Work::start(opened);
     // The write passes, the sync does not.

@@ -68,7 +68,7 @@ struct Work {
 impl Work {
     fn open(folder: &Path, durability: Durability) -> (Self, Restored) {
         let options = Options { path: folder.join("greenlane.redb"), durability };
-        let opened = Store::open(&options, start()).expect("opens");
+        let opened = Store::open(&options, &Clock::system()).expect("opens");
         let (outlet, intake) = outlet("store");
         let metrics = Metrics::new(&Registry::new());
         let store = opened.store;
@@ -151,7 +151,7 @@ fn restart(folder: &Path, count: u64) {
     let timed = |what: &str| {
         let options = Options { path: folder.join("greenlane.redb"), durability: Durability::Process };
         let watch = Stopwatch::start();
-        let opened = Store::open(&options, start()).expect("opens");
+        let opened = Store::open(&options, &Clock::system()).expect("opens");
         let took = watch.elapsed().as_millis();
         println!("store/restart: {} sightings after {what} in {took} ms", opened.restored.sightings.len());
         opened
