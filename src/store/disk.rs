@@ -59,12 +59,33 @@ impl Disk {
         })
     }
 
+    /// Opens a file that is there, to be read alone.
+    pub(super) fn open_to_read(path: &Path) -> Result<Self, LockError> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(LockError::NotAFile);
+        }
+        Ok(Self {
+            file: Arc::new(file),
+            #[cfg(test)]
+            faults: Arc::default(),
+        })
+    }
+
     /// Opens the file and locks it.
     pub(super) fn lock(path: &Path) -> Result<Self, LockError> {
-        let mut tries = LOCK_TRIES;
+        Self::lock_with(path, Self::open, LOCK_TRIES)
+    }
+
+    /// Opens a file that is there and locks it, to be read alone; whoever has it locked is not waited for.
+    pub(super) fn lock_to_read(path: &Path) -> Result<Self, LockError> {
+        Self::lock_with(path, Self::open_to_read, 0)
+    }
+
+    fn lock_with(path: &Path, open: fn(&Path) -> Result<Self, LockError>, mut tries: u32) -> Result<Self, LockError> {
         // Between open and lock another process may have set the file aside: then the lock is on the wrong one.
         loop {
-            let disk = Self::open(path)?;
+            let disk = open(path)?;
             match disk.file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) if tries > 0 => {

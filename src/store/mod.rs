@@ -38,6 +38,7 @@ mod disk;
 mod entry;
 mod journal;
 mod metrics;
+mod offline;
 mod pending;
 mod run;
 mod table;
@@ -47,6 +48,7 @@ mod testing;
 mod tests;
 
 pub use metrics::Metrics;
+pub use offline::{Look, Merged, look, merge};
 pub use run::run;
 
 use disk::{Disk, LockError};
@@ -109,6 +111,17 @@ pub enum StoreError {
     /// Another greenlane has the file open.
     #[error("`{0}` is in use by another greenlane; stop it, or name another file for this one")]
     InUse(PathBuf),
+    /// There is no file to look at.
+    #[error("there is no store at `{0}`: no greenlane has run with this configuration yet")]
+    Missing(PathBuf),
+    /// A file that is looked at is damaged or another program's.
+    #[error("`{path}` is no store that can be read: {why}")]
+    Unsound {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A file that is no store of ours could not be moved out of the way.
     #[error("`{path}` is no store that can be read ({why}) and cannot be set aside: {source}; move it away")]
     Stuck {
@@ -224,7 +237,7 @@ impl Store {
     ) -> Result<Opened, TableError> {
         let mut journals = [files.open_journal(0)?, files.open_journal(1)?];
         let (table, found) = Table::open(disk.clone())?;
-        let (logged, sequence) = replays(&journals, found.as_ref())?;
+        let (logged, sequence) = replays(journals.iter(), found.as_ref())?;
         let before = found.unwrap_or_else(|| Meta {
             id: rand::random(),
             session: Session::random(),
@@ -237,7 +250,10 @@ impl Store {
         let shift_millis = boot.shift_millis(&before);
         let meta = Meta { covered: sequence, ..next_meta(&before, &logged, boot) };
         let is_complete = if logged.is_empty() { before.is_complete } else { logged.is_complete() };
-        let (sightings, mut changes) = restore(&table, logged, is_complete, (now, shift_millis))?;
+        let Found { sightings, mut changes, unread_count } = restore(&table, logged, is_complete, (now, shift_millis))?;
+        if unread_count > 0 {
+            tracing::warn!("{unread_count} entries of the store cannot be read and are dropped");
+        }
         if shift_millis != 0 {
             let ahead = shift_millis as f64 / 1000.0;
             tracing::info!(
@@ -287,7 +303,7 @@ fn next_meta(before: &Meta, logged: &Pending, boot: Boot) -> Meta {
 }
 
 /// Returns what the journals of this database say beyond it, and the highest sequence number of any.
-fn replays(journals: &[Journal; 2], meta: Option<&Meta>) -> io::Result<(Pending, u64)> {
+fn replays<'a>(journals: impl Iterator<Item = &'a Journal>, meta: Option<&Meta>) -> io::Result<(Pending, u64)> {
     let mut all = Pending::default();
     let Some(meta) = meta else { return Ok((all, 0)) };
     let mut found: Vec<Replay> = Vec::new();
@@ -300,14 +316,23 @@ fn replays(journals: &[Journal; 2], meta: Option<&Meta>) -> io::Result<(Pending,
     Ok((all, sequence))
 }
 
-/// Returns the sightings that have not ended, and what the database must be told: what the journals say and it does
-/// not, and that the others are gone. `now` comes with how far its clock is ahead of the one that times are told in.
+/// What is in the files.
+struct Found {
+    /// What has not ended.
+    sightings: Vec<Kept>,
+    /// What the database must be told: what the journals say and it does not, and that the others are gone.
+    changes: Pending,
+    /// How many entries are none.
+    unread_count: u64,
+}
+
+/// Reads everything. `now` comes with how far its clock is ahead of the one that times are told in.
 fn restore(
     table: &Table,
     logged: Pending,
     is_complete: bool,
     (now, shift_millis): (Timestamp, i64),
-) -> Result<(Vec<Kept>, Pending), TableError> {
+) -> Result<Found, TableError> {
     let mut sightings = Vec::new();
     let mut ended: Vec<Key> = Vec::new();
     let mut unread_count = 0_u64;
@@ -338,12 +363,9 @@ fn restore(
             take(key, times);
         }
     }
-    if unread_count > 0 {
-        tracing::warn!("{unread_count} entries of the store cannot be read and are dropped");
-    }
     let mut changes = logged;
     changes.forget(ended);
-    Ok((sightings, changes))
+    Ok(Found { sightings, changes, unread_count })
 }
 
 /// The names of the store's files.
@@ -445,6 +467,7 @@ fn refused(path: &Path, error: LockError) -> StoreError {
         LockError::InUse => StoreError::InUse(path),
         LockError::NotAFile => StoreError::NoFile(path),
         LockError::Io(source) => match source.kind() {
+            io::ErrorKind::NotFound => StoreError::Missing(path),
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => StoreError::Denied { path, source },
             _ => StoreError::Io { path, source },
         },

@@ -6,7 +6,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::backends::InMemoryBackend;
+use redb::{
+    Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition,
+};
 use thiserror::Error;
 
 use super::StoreError;
@@ -99,11 +102,20 @@ impl Table {
     /// Opens the database in a file, or makes it in an empty one. `None` stands for what is known of the whole in a
     /// new one.
     pub(super) fn open(disk: Disk) -> Result<(Self, Option<Meta>), TableError> {
+        Self::open_on(disk)
+    }
+
+    /// The same for a copy, to be looked at and thrown away.
+    pub(super) fn open_copy(copy: InMemoryBackend) -> Result<(Self, Option<Meta>), TableError> {
+        Self::open_on(copy)
+    }
+
+    fn open_on(backend: impl StorageBackend) -> Result<(Self, Option<Meta>), TableError> {
         caught(|| {
-            let is_new = disk.size()? == 0;
+            let is_new = backend.len()? == 0;
             let mut builder = Builder::new();
             builder.set_cache_size(CACHE_LEN_MAX).set_check_integrity_on_open(!is_new);
-            let table = Self { database: builder.create_with_backend(disk)? };
+            let table = Self { database: builder.create_with_backend(backend)? };
             let meta = if is_new { None } else { table.meta()? };
             Ok((table, meta))
         })
@@ -141,10 +153,20 @@ impl Table {
     }
 
     /// Returns the schema that the file has.
-    #[cfg(test)]
     pub(super) fn schema(&self) -> Result<u64, TableError> {
-        let read = self.database.begin_read()?;
-        Ok(read.open_table(NUMBERS)?.get("schema")?.map_or(0, |number| number.value()))
+        caught(|| {
+            let read = self.database.begin_read()?;
+            Ok(read.open_table(NUMBERS)?.get("schema")?.map_or(0, |number| number.value()))
+        })
+    }
+
+    /// Returns how many entries there are with those that `logged` adds and without those that it takes.
+    pub(super) fn count(&self, logged: &Pending) -> Result<u64, TableError> {
+        let mut count = logged.entries().filter(|(_, times)| times.is_some()).count() as u64;
+        if !logged.is_whole() {
+            self.for_each(|key, _| count += u64::from(!logged.has(key)))?;
+        }
+        Ok(count)
     }
 
     /// Hands every entry to `take`, sorted by key.
@@ -167,16 +189,17 @@ impl Table {
     pub(super) fn commit(&self, changes: &Pending, meta: &Meta) -> Result<u64, TableError> {
         caught(|| {
             let write = self.database.begin_write()?;
-            if changes.is_whole() {
-                write.delete_table(SIGHTINGS)?;
-            }
             let count = {
                 let mut sightings = write.open_table(SIGHTINGS)?;
-                for (key, times) in changes.entries() {
-                    match times {
-                        Some(times) => sightings.insert(key, times)?,
-                        None => sightings.remove(key)?,
-                    };
+                if changes.is_whole() {
+                    replace(&mut sightings, changes)?;
+                } else {
+                    for (key, times) in changes.entries() {
+                        match times {
+                            Some(times) => sightings.insert(key, times)?,
+                            None => sightings.remove(key)?,
+                        };
+                    }
                 }
                 sightings.len()?
             };
@@ -203,10 +226,55 @@ impl Table {
         })
     }
 
+    /// Returns how many octets of the file hold something now. Walks all of it.
+    pub(super) fn live_len(&self) -> Result<u64, TableError> {
+        caught(|| {
+            let write = self.database.begin_write()?;
+            let stats = write.stats()?;
+            write.abort()?;
+            Ok((stats.leaf_pages() + stats.branch_pages()).saturating_mul(stats.page_size() as u64))
+        })
+    }
+
+    /// Gives back to the system what the file does not need. Takes seconds for a million entries.
+    pub(super) fn compact(&mut self) -> Result<(), TableError> {
+        caught(|| {
+            self.database.compact()?;
+            Ok(())
+        })
+    }
+
     /// Closes the file in order, so that the next open needs no repair.
     pub(super) fn close(self) -> Result<(), TableError> {
         caught(|| Ok(self.database.close()?))
     }
+}
+
+/// Makes a table hold what `changes` say and nothing else; what it holds already is not written again: after a start it
+/// is all of it, or nearly.
+fn replace(sightings: &mut redb::Table<'_, &[u8], &[u8]>, changes: &Pending) -> Result<(), TableError> {
+    let mut wanted = changes.entries().filter_map(|(key, times)| Some((key, times?))).peekable();
+    let (mut gone, mut puts) = (Vec::<Box<[u8]>>::new(), Vec::new());
+    // Both are sorted by key.
+    for entry in sightings.iter()? {
+        let (key, times) = entry?;
+        while let Some(put) = wanted.next_if(|(wanted, _)| *wanted < key.value()) {
+            puts.push(put);
+        }
+        match wanted.next_if(|(wanted, _)| *wanted == key.value()) {
+            Some((_, same)) if same == times.value() => {}
+            Some(put) => puts.push(put),
+            None => gone.push(key.value().into()),
+        }
+    }
+    puts.extend(wanted);
+    for key in &gone {
+        sightings.remove(&**key)?;
+    }
+    for (key, times) in puts {
+        sightings.insert(key, times)?;
+    }
+    Ok(())
 }
 
 /// Turns a panic of redb into damage. Whatever it left half done is not used again: the database is opened anew.

@@ -731,6 +731,50 @@ fn disk_durability_syncs_before_it_answers() {
 }
 
 #[test]
+fn file_gives_back_what_it_does_not_need() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut work = Work::start(open(folder.path(), NOW));
+    let all: Vec<u32> = (0..60_000).map(|n: u32| n.wrapping_mul(2_654_435_761)).collect();
+    for part in all.chunks(6000) {
+        work.tell(part.iter().map(|host| put(*host)).collect());
+    }
+    work.until(|work| work.metric("greenlane_store_sightings") == 60_000);
+    let len = || options(folder.path()).path.metadata().unwrap().len();
+    let full = len();
+    assert!(full > 4 << 20, "it is looked at: {full}");
+    for part in all[100..].chunks(6000) {
+        work.tell(part.iter().map(|host| gone(*host)).collect());
+    }
+    work.until(|work| work.metric("greenlane_store_sightings") == 100);
+    work.until(|_| len() < 1 << 20);
+    work.tell(vec![put(7)]);
+    copy(folder.path(), |copy| assert_eq!(open(copy, NOW).restored.sightings.len(), 101));
+    work.stop();
+    assert_eq!(open(folder.path(), NOW).restored.sightings.len(), 101);
+}
+
+#[test]
+fn whole_change_writes_only_what_is_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut work = Work::start(open(folder.path(), NOW));
+    work.tell((0..50).map(put).collect());
+    work.until(|work| work.metric("greenlane_store_sightings") == 50);
+    // The end of one moves, one is new between two, one before all and one behind; odd ones leave.
+    let mut whole: Vec<_> = (0..50).filter(|host| host % 2 == 0 && *host != 0).map(put).collect();
+    whole[3] = SightingChange::Put(kept(8, "a.example", NOW.after(Duration::from_secs(5))));
+    whole.extend([put(11), SightingChange::Put(kept(4, "z.example", NOW)), put(u32::MAX)]);
+    let count = whole.len() as u64;
+    answer(work.send(whole, (true, false)));
+    work.until(|work| work.metric("greenlane_store_sightings") == count);
+    work.stop();
+    let restored = open(folder.path(), NOW.after(Duration::from_secs(5))).restored;
+    let found = by_key(&restored);
+    assert_eq!(found.len() as u64, count);
+    assert_eq!(found["0.0.0.8 a.example"], kept(8, "a.example", NOW.after(Duration::from_secs(5))));
+    assert!(!found.contains_key("0.0.0.0 a.example") && found.contains_key("0.0.0.4 z.example"));
+}
+
+#[test]
 fn metrics_have_their_names() {
     let folder = tempfile::tempdir().unwrap();
     let mut work = Work::start(open(folder.path(), NOW));

@@ -10,6 +10,7 @@ mod feeds;
 mod firewall;
 mod formats;
 mod harness;
+mod keeping;
 mod kill_loop;
 mod lab;
 mod layers;
