@@ -417,7 +417,7 @@ impl Room {
             return Ok(());
         }
         (self.len_min, self.count) = (len.saturating_mul(2), count);
-        if len < table.live_len()?.saturating_mul(2) {
+        if len < table.live_len()? / 2 * 3 {
             return Ok(());
         }
         table.compact()?;

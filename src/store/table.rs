@@ -72,10 +72,11 @@ pub(super) enum TableError {
 
 impl<E: Into<redb::Error>> From<E> for TableError {
     fn from(error: E) -> Self {
-        use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+        // Beyond its end a file says the one, a copy in memory the other.
+        use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
         match error.into() {
             redb::Error::Corrupted(what) => Self::Damaged(what),
-            redb::Error::Io(error) if matches!(error.kind(), InvalidData | UnexpectedEof) => {
+            redb::Error::Io(error) if matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof) => {
                 Self::Damaged(error.to_string())
             }
             redb::Error::Io(error) => Self::Io(error),

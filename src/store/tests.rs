@@ -18,7 +18,9 @@ use crate::metrics::Registry;
 use crate::set::outlet::{Applied, Change, Outlet, Reply, SightingChange, State, outlet};
 
 mod clocks;
+mod damage;
 mod migrate;
+mod power;
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
