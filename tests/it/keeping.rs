@@ -266,3 +266,25 @@ async fn explain_offline_knows_what_was_learned() {
     let gone = run(&folder, &["explain", "--offline", "192.0.2.2"]).await;
     assert!(gone.done().starts_with("192.0.2.2 is not bypassed\n"), "{}", gone.out);
 }
+
+#[tokio::test]
+async fn many_sightings_go_there_and_back() {
+    const COUNT: usize = 20_000;
+    let upstream = numbering().await;
+    let setup = Setup::new(upstream.addr).with("learn", "max-per-trigger = 100000");
+    let dump: Vec<String> =
+        (0..COUNT).map(|n| line(&format!("2001:db8::{n:x}"), &format!("n{}.listed.example", n / 7), 3600)).collect();
+    let mut greenlane = setup.start().await;
+    stopped(&mut greenlane).await;
+    let folder = greenlane.path("");
+    let ran = run_with(&folder, &["store", "restore", "-"], &dump_of(&dump)).await;
+    // Standard error is no terminal: no progress is told there.
+    assert!(ran.done().ends_with(": 20000 sightings are new, 0 stay longer, 0 were known as long\n"), "{}", ran.out);
+    let read = run(&folder, &["store", "dump", "--json"]).await;
+    greenlane.begin_again().await;
+    say_where(&greenlane);
+    let asked = run(&folder, &["store", "dump", "--json", "-c", "there.toml"]).await;
+    let (read, asked) = (lines(read.done()), lines(asked.done()));
+    assert_eq!(read.len(), COUNT);
+    assert!(read == asked, "the daemon tells the same");
+}
