@@ -20,7 +20,7 @@
 //!   sighting is remembered, and written first.
 //!
 //! Times are told in wall time, whose zone is none. The wall clock may be set between two runs; while the kernel is not
-//! started anew its monotonic clock says by how much, and all times move along ([`Boot`]). Over a reboot nobody can say:
+//! started anew its monotonic clock says by how much, and all times move along (`Boot`). Over a reboot nobody can say:
 //! then a restored entry is bounded to how long it was granted for, so that a clock that was set back makes no entry
 //! immortal.
 
