@@ -16,6 +16,10 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/store");
 
 const FILES: [&str; 3] = ["greenlane.redb", "greenlane.redb.journal-0", "greenlane.redb.journal-1"];
 
+fn packed_name(schema: u64, file: &str) -> String {
+    format!("{FOLDER}/schema-{schema}.{}.gz", file.replace("greenlane.redb", "store"))
+}
+
 /// A sighting of the files: IPv4 and IPv6 in turns, each with times of its own.
 fn one(n: u32) -> Kept {
     let mut one = kept(n, &format!("n{n}.a.example"), NOW.after(Duration::from_secs(n.into())));
@@ -37,7 +41,7 @@ fn write_files_of_this_schema() {
     work.tell(later);
     copy(folder.path(), |copy| {
         for file in FILES {
-            let to = Path::new(FOLDER).join(format!("schema-{}.{file}.gz", table::SCHEMA));
+            let to = packed_name(table::SCHEMA, file);
             let mut packed = GzEncoder::new(fs::File::create(to).unwrap(), Compression::best());
             packed.write_all(&fs::read(copy.join(file)).unwrap()).unwrap();
             packed.finish().unwrap();
@@ -49,7 +53,7 @@ fn write_files_of_this_schema() {
 fn files_of(schema: u64) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in FILES {
-        let packed = fs::File::open(format!("{FOLDER}/schema-{schema}.{file}.gz")).unwrap();
+        let packed = fs::File::open(packed_name(schema, file)).unwrap();
         let mut octets = Vec::new();
         GzDecoder::new(packed).read_to_end(&mut octets).unwrap();
         fs::write(folder.path().join(file), octets).unwrap();
