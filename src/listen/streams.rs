@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures_util::future::poll_immediate;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,13 @@ const IDLE: Duration = Duration::from_secs(20);
 
 /// A client that does not take its answers for this long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Once the daemon is about to end, a connection that is silent for this long is closed: what its client sent before is
+/// read by then.
+const LINGER: Duration = Duration::from_millis(50);
+
+/// And nothing more is read from it after this long.
+const LINGER_MAX: Duration = Duration::from_secs(1);
 
 /// The most questions of one connection that wait at once; more are read when some of them are answered.
 const PIPELINED_MAX: usize = 128;
@@ -57,20 +64,16 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Accepts connections until `stop`; then those that are open end when they have answered what they were asked.
+    /// Accepts connections until `stop`; then those that are open, or wait to be accepted, end when they have answered
+    /// what they were asked.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
             };
             match accepted {
-                Ok((stream, client)) => {
-                    // Answers are written whole; waiting for more to send would only delay them.
-                    let _ = stream.set_nodelay(true);
-                    let seat = self.open.enter(client.ip(), self.front.clock.now());
-                    self.talking.spawn(self.clone().serve(stream, client, seat, stop.clone()));
-                }
+                Ok((stream, client)) => self.welcome(stream, client, &stop),
                 // Out of descriptors, most likely: those who are here must leave first.
                 Err(error) => {
                     tracing::debug!("accepting TCP clients: {error}");
@@ -78,6 +81,28 @@ impl Streams {
                 }
             }
         }
+        match listener.into_std() {
+            Ok(listener) => self.take_in_the_last(&listener, &stop),
+            Err(error) => tracing::debug!("accepting TCP clients: {error}"),
+        }
+    }
+
+    /// Takes in those who were connected by the system before the listener is closed.
+    fn take_in_the_last(&self, listener: &std::net::TcpListener, stop: &CancellationToken) {
+        for _ in 0..self.open.max {
+            let Ok((stream, client)) = listener.accept() else { return };
+            match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                Ok(stream) => self.welcome(stream, client, stop),
+                Err(error) => tracing::debug!("accepting TCP clients: {error}"),
+            }
+        }
+    }
+
+    fn welcome(&self, stream: TcpStream, client: SocketAddr, stop: &CancellationToken) {
+        // Answers are written whole; waiting for more to send would only delay them.
+        let _ = stream.set_nodelay(true);
+        let seat = self.open.enter(client.ip(), self.front.clock.now());
+        self.talking.spawn(self.clone().serve(stream, client, seat, stop.clone()));
     }
 
     /// Serves one connection to its end.
@@ -117,6 +142,8 @@ impl Streams {
         let mut stopped = pin!(stop.cancelled());
         let mut idle = pin!(sleep(IDLE));
         let mut active = Instant::now();
+        // How long a client may be silent, and when it became so short.
+        let (mut patience, mut over) = (IDLE, None::<Instant>);
         loop {
             talk.answer_frames(&mut input);
             if !talk.out.is_empty() {
@@ -126,8 +153,10 @@ impl Streams {
                 seat.touch(self.front.clock.now());
                 continue;
             }
-            let is_over = stop.is_cancelled();
-            if talk.waiting == 0 && (!is_open || is_over) {
+            if over.is_some_and(|over| over.elapsed() >= LINGER_MAX) {
+                is_open = false;
+            }
+            if talk.waiting == 0 && !is_open {
                 return stream.shutdown().await;
             }
             tokio::select! {
@@ -139,16 +168,20 @@ impl Streams {
                         talk.take(&reply);
                     }
                 }
-                read = stream.read_buf(input.room()), if is_open && talk.has_room() && !is_over => {
+                read = stream.read_buf(input.room()), if is_open && talk.has_room() => {
                     is_open = read? > 0;
                 }
-                () = &mut stopped, if !is_over => {}
+                () = &mut stopped, if over.is_none() => {
+                    active = Instant::now();
+                    (patience, over) = (LINGER, Some(active));
+                    idle.as_mut().reset(active + patience);
+                }
                 () = &mut idle, if talk.waiting == 0 => {
                     // It was set long ago: what has happened since counts.
-                    if active.elapsed() >= IDLE {
+                    if active.elapsed() >= patience {
                         return stream.shutdown().await;
                     }
-                    idle.as_mut().reset(active + IDLE);
+                    idle.as_mut().reset(active + patience);
                 }
             }
         }

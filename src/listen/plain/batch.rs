@@ -77,18 +77,28 @@ impl Batch {
         }
     }
 
-    /// Waits for a datagram and takes what else is there.
+    /// Waits for a datagram, as long as the socket's time-out says, and takes what else is there.
     ///
     /// # Errors
     /// What the system says; nothing was received then.
     pub(super) fn receive(&mut self, socket: &Socket) -> io::Result<()> {
+        self.receive_with(socket, libc::MSG_WAITFORONE as _)
+    }
+
+    /// Takes what is there.
+    ///
+    /// # Errors
+    /// What the system says, [`io::ErrorKind::WouldBlock`] if nothing is there.
+    pub(super) fn receive_now(&mut self, socket: &Socket) -> io::Result<()> {
+        self.receive_with(socket, libc::MSG_DONTWAIT as _)
+    }
+
+    fn receive_with(&mut self, socket: &Socket, flags: libc::c_int) -> io::Result<()> {
         self.receive_by(|heads| {
             let (at, count) = (heads.as_mut_ptr(), heads.len() as libc::c_uint);
             // SAFETY: `at` points to `count` headers, each with pointers to buffers of the lengths that it tells,
             // all of them borrowed by the caller until this returns and aliased by nothing. The kernel keeps none.
-            counted(unsafe {
-                libc::recvmmsg(socket.as_raw_fd(), at, count, libc::MSG_WAITFORONE as _, ptr::null_mut())
-            })
+            counted(unsafe { libc::recvmmsg(socket.as_raw_fd(), at, count, flags as _, ptr::null_mut()) })
         })
     }
 
@@ -115,7 +125,7 @@ impl Batch {
         self.answered.clear();
         for i in 0..std::mem::take(&mut self.received) {
             let head = &self.heads[i];
-            // A name of another length is no name: what wakes us when the socket is shut down has none.
+            // A name of another length is no name.
             if head.msg_hdr.msg_namelen as usize != self.name_len {
                 continue;
             }

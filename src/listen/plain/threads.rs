@@ -1,10 +1,11 @@
 //! The threads of the batched listener: one a socket.
 //!
-//! A thread sleeps in the kernel until a datagram comes; nothing wakes it in between. To end it, its socket is shut
-//! down for reading: that wakes it, and replies of misses can still be sent.
+//! A thread sleeps in the kernel until a datagram comes, or until it is time to see whether all is over. The socket is
+//! not touched to end it: another process may hold it, too, and read on. A thread that ends answers what waits in the
+//! socket by then; what comes later is for whoever reads next.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Shutdown};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -25,18 +26,24 @@ use crate::wire::Transport;
 /// How long a thread waits after the system refused to give it datagrams, such as for lack of memory.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// How long a thread sleeps at most before it sees that all is over.
+const NAP: Duration = Duration::from_millis(250);
+
+/// The most reads of a thread that ends: together they take more than any socket's buffer holds, and a flood that never
+/// lets it become empty does not keep us.
+const LAST_READS_MAX: usize = 1024;
+
 /// From how many datagrams on it pays to look at all of them before the first is answered.
 const FORESEEN_MIN: usize = 4;
 
 /// Answers what comes in on the sockets until `stop`, or until one thread ends.
 pub(super) async fn read(desk: Desk, sockets: Vec<Socket>, stop: CancellationToken) {
-    let sockets: Vec<Arc<Socket>> = sockets.into_iter().map(Arc::new).collect();
-    let halt = Halt { is_over: Arc::default(), sockets: sockets.clone() };
+    let halt = Halt(Arc::default());
     let ended = CancellationToken::new();
     // Nothing is sent: the channel closes when the last thread has dropped its end.
     let (running, mut all_ended) = mpsc::channel::<()>(1);
     for (i, socket) in sockets.into_iter().enumerate() {
-        let (desk, is_over) = (desk.clone(), Arc::clone(&halt.is_over));
+        let (desk, socket, is_over) = (desk.clone(), Arc::new(socket), Arc::clone(&halt.0));
         let (ended, running) = (ended.clone().drop_guard(), running.clone());
         let work = move || {
             let _guards = (ended, running);
@@ -59,18 +66,11 @@ pub(super) async fn read(desk: Desk, sockets: Vec<Socket>, stop: CancellationTok
 }
 
 /// Ends the threads when it is dropped.
-struct Halt {
-    is_over: Arc<AtomicBool>,
-    sockets: Vec<Arc<Socket>>,
-}
+struct Halt(Arc<AtomicBool>);
 
 impl Drop for Halt {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        for socket in &self.sockets {
-            // Linux says that it is not connected, and wakes the reader all the same.
-            let _ = socket.shutdown(Shutdown::Read);
-        }
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -82,25 +82,35 @@ fn serve(desk: &Desk, socket: &Arc<Socket>, is_over: &AtomicBool) -> io::Result<
     let _lane = Lane::take();
     let tells_asked = tell_asked(socket)?;
     socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(NAP))?;
     let is_ipv6 = socket.local_addr()?.is_ipv6();
     let mut batch = Batch::new(is_ipv6, tells_asked);
     let mut near = Near::new();
     let door = Door::Batched(Arc::clone(socket));
+    let mut answer = |batch: &mut Batch| {
+        let mut moment = desk.front.moment_near(&mut near);
+        if batch.datagrams().len() >= FORESEEN_MIN {
+            moment.foresee(batch.datagrams(), Transport::Udp);
+        }
+        batch.answer(|datagram, route, out| desk.judge(&mut moment, datagram, route, &door, out));
+        batch.send(socket);
+    };
     while !is_over.load(Ordering::Relaxed) {
         match batch.receive(socket) {
-            Ok(()) => {
-                let mut moment = desk.front.moment_near(&mut near);
-                if batch.datagrams().len() >= FORESEEN_MIN {
-                    moment.foresee(batch.datagrams(), Transport::Udp);
-                }
-                batch.answer(|datagram, route, out| desk.judge(&mut moment, datagram, route, &door, out));
-                batch.send(socket);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(()) => answer(&mut batch),
+            // Nothing came during the nap.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => {
                 tracing::debug!("receiving from UDP clients: {error}");
                 thread::sleep(PAUSE);
             }
+        }
+    }
+    for _ in 0..LAST_READS_MAX {
+        match batch.receive_now(socket) {
+            Ok(()) => answer(&mut batch),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
         }
     }
     Ok(())
