@@ -47,17 +47,22 @@ use crate::web;
 use crate::wire::Rules;
 
 mod given;
+mod handed;
 mod sinks;
 mod stats;
 mod watch;
 
-pub use given::{AgentAway, Given, Sockets, firewall_rules};
+pub use given::{AgentAway, Given, Patience, Sockets, firewall_rules};
+pub use handed::HandedError;
 
 use given::web_error;
 use sinks::{Keeper, Sinks};
 
 /// How long questions that wait may take to be answered once the end has begun.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long everything else may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A part that must run as long as the daemon, and ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +77,9 @@ pub enum StartError {
     /// A DNS socket.
     #[error("{0}")]
     Listen(#[from] BindError),
+    /// A socket that the service manager passed.
+    #[error("{0}")]
+    Handed(#[from] HandedError),
     /// No DNS socket is left: every address is a default one that this host lacks.
     #[error("listen.dns: this host has none of the default addresses; name one that it has")]
     NoAddress,
@@ -109,6 +117,7 @@ impl StartError {
         matches!(
             self,
             Self::Catalogue(_)
+                | Self::Handed(_)
                 | Self::NoAddress
                 | Self::Forward(_)
                 | Self::Export(file::CheckError::NoFile(_))
@@ -214,13 +223,13 @@ impl Daemon {
     /// # Errors
     /// See [`StartError`]; nothing is left running.
     pub async fn start_with(config: Config, source: Option<PathBuf>, given: Given) -> Result<Arc<Self>, StartError> {
-        let Given { sockets, agent } = given;
+        let Given { sockets, passed, agent } = given;
         let clock = Clock::system();
         let registry = Registry::new();
         let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
         config.export_files.iter().try_for_each(file::check)?;
         let tokens = read_tokens(&config)?;
-        let Sockets { dns, web } = sockets.map_or_else(|| Sockets::bind(&config), Ok)?;
+        let Sockets { dns, web } = sockets.map_or_else(|| Sockets::take(passed, &config, Patience::None), Ok)?;
         let bound = dns.into_iter().map(listen::read).collect::<Result<Vec<_>, _>>()?;
         let web = web.map(TcpListener::from_std).transpose().map_err(|source| web_error(&config, source))?;
         let forward = Arc::new(Forward::new(config.forward.clone(), clamps(&config), clock.clone(), &registry)?);
@@ -429,6 +438,11 @@ impl Daemon {
         keeper.ended().await;
         self.stop_rest.cancel();
         self.files.lock().cancel();
+        // Requests under way on the web get their second.
+        self.tasks.close();
+        if tokio::time::timeout(END_PATIENCE, self.tasks.wait()).await.is_err() {
+            tracing::debug!("some tasks did not end within {} s", END_PATIENCE.as_secs());
+        }
     }
 
     fn start_listeners(self: &Arc<Self>, bound: Vec<Bound>, options: &listen::Options, registry: &Registry) {

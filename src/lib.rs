@@ -23,7 +23,7 @@
 //! Layers, lower ones never import higher ones (`tests/it/layers.rs` holds us to it):
 //!
 //! ```text
-//! 0  name, prefix, source, clock, metrics, wire, admission, privilege, keeper   nothing of ours but each other
+//! 0  name, prefix, source, clock, metrics, wire, admission, privilege, manager, keeper   nothing of ours but each other
 //! 1  catalogue                              layer 0
 //! 2  cache, forward                         wire, name, clock, metrics
 //!    set                                    name, prefix, clock, metrics, catalogue's Tag
@@ -42,6 +42,7 @@
 pub mod admission;
 pub mod clock;
 pub mod keeper;
+pub mod manager;
 pub mod metrics;
 pub mod name;
 pub mod prefix;

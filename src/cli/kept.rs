@@ -14,10 +14,11 @@ use super::serve::{log_to_stderr, serve};
 use super::{ConfigFile, Failure, read_config};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::daemon::{AgentAway, Given, Sockets, firewall_rules};
+use crate::daemon::{AgentAway, Given, Patience, Sockets, firewall_rules};
 use crate::export::nftables::agent::{self, Complain, Complaint, Read, Remotes, Rules, Start};
 use crate::export::nftables::{self, Options};
 use crate::keeper::{self, Line, Plan, Role, Word};
+use crate::manager::Passed;
 use crate::privilege::{self, Kept};
 
 /// The greenlane that runs, even if another was installed in its place.
@@ -31,9 +32,9 @@ pub(super) fn is_due(config: &Config) -> bool {
 }
 
 /// Keeps agent and resolver until told to stop.
-pub(super) fn keep(file: &ConfigFile, config: &Config) -> Result<(), Failure> {
+pub(super) fn keep(file: &ConfigFile, config: &Config, passed: Vec<Passed>) -> Result<(), Failure> {
     keeper::block_signals().map_err(|error| Failure::failed(format!("listening for signals: {error}")))?;
-    let sockets = Sockets::bind_patiently(config)?.into_fds();
+    let sockets = Sockets::take(passed, config, Patience::Some)?.into_fds();
     let command = |role| {
         let mut command = Command::new(OURSELVES);
         command.arg0("greenlane").arg(match role {
@@ -80,7 +81,7 @@ pub(super) fn resolver(file: &ConfigFile) -> Result<(), Failure> {
     });
     listener.map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
     let complain = complain_on(&line);
-    let given = Given { sockets: Some(sockets), agent: Some(AgentAway { remotes, complain }) };
+    let given = Given { sockets: Some(sockets), agent: Some(AgentAway { remotes, complain }), ..Given::default() };
     serve(config, file.path(), given, || {
         // The keeper that does not hear it has ended.
         let _ = line.say(Word::Ready, &[]);

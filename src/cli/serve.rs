@@ -3,30 +3,26 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{ConfigFile, Failure, kept};
 use crate::config::{Config, LogFormat, LogOptions};
-use crate::daemon::{Daemon, Given, Stopped};
+use crate::daemon::{Daemon, Given, HandedError, StartError, Stopped};
+use crate::manager;
 
 /// Runs the daemon: in this process, or, where it may program the firewall, in processes of their own.
 pub(super) fn run(file: &ConfigFile) -> Result<(), Failure> {
     let path = file.path();
     let config = super::read_config(path.as_deref())?;
     log_to_stderr(&config.log);
+    let passed = manager::passed().map_err(|error| StartError::from(HandedError::from(error)))?;
     if kept::is_due(&config) {
-        return kept::keep(file, &config);
+        return kept::keep(file, &config, passed);
     }
     super::tell_warnings(&config);
-    let stopped = serve(config, path, Given::default(), || {
-        // A service manager that does not listen is no reason to stop.
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
-    });
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    stopped
+    serve(config, path, Given { passed, ..Given::default() }, manager::tell_ready)
 }
 
 /// Serves until told to stop; calls `is_ready` once questions are answered.
@@ -42,7 +38,10 @@ pub(super) fn serve(
         let daemon = Daemon::start_with(config, source, given).await.map_err(Failure::from)?;
         super::tell(daemon.greeting());
         is_ready();
-        signals.until_stopped(&daemon).await?;
+        let stopped = signals.until_stopped(&daemon).await;
+        // The keeper has no variable for it to be said twice.
+        manager::tell_stopping();
+        stopped?;
         daemon.drain().await;
         Ok(())
     })
