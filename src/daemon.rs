@@ -48,6 +48,7 @@ use crate::wire::Rules;
 
 mod given;
 mod handed;
+mod saved;
 mod sinks;
 mod stats;
 mod watch;
@@ -285,6 +286,7 @@ impl Daemon {
         daemon.start_files(&config.export_files);
         daemon.start_listeners(bound, &config.listen, &registry);
         daemon.start_warm(&registry);
+        saved::start_reading(&daemon, &config);
         if let Some(listener) = web {
             daemon.start_web(listener, &config, registry, joins);
         }
@@ -421,8 +423,9 @@ impl Daemon {
         }
     }
 
-    /// Takes no more questions, answers those that wait, ends everything.
+    /// Saves the cache if asked to, takes no more questions, answers those that wait, ends everything.
     pub async fn drain(&self) {
+        saved::write(self).await;
         self.stop.cancel();
         self.listeners.close();
         let answered = async {

@@ -49,6 +49,7 @@ mod ahead;
 mod flight;
 mod meter;
 mod own;
+mod restored;
 mod stale;
 
 pub use flight::Tell;

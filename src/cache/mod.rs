@@ -18,6 +18,7 @@ use quick_cache::{Lifecycle, Weighter};
 
 mod entry;
 mod near;
+pub mod save;
 
 pub use entry::{Entry, KeyBuf, Mark, Tagged};
 pub use near::{Found, Near};
@@ -35,6 +36,8 @@ pub struct Options {
     pub negative_max_ttl: Duration,
     /// What is done before and beyond the end of an answer.
     pub ahead: Ahead,
+    /// Whether answers survive a restart.
+    pub save: bool,
 }
 
 /// What is done before and beyond the end of an answer.
@@ -60,6 +63,7 @@ impl Default for Options {
             max_ttl: Duration::from_secs(86_400),
             negative_max_ttl: Duration::from_secs(3600),
             ahead: Ahead::default(),
+            save: false,
         }
     }
 }
@@ -149,6 +153,11 @@ impl Cache {
         self.shards.clear();
         // Afterwards, or a thread could begin the epoch with an answer of the one before.
         self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// Goes through the entries, stale ones included; of those that come or leave meanwhile some are seen.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.shards.iter().map(|(_, entry)| entry)
     }
 
     /// Returns how many entries there are, stale ones included.

@@ -255,6 +255,7 @@ fn cache(entries: &Entries<'_>, faults: &mut Faults) -> cache::Options {
         max_ttl: entries.read(&table::CACHE_MAX_TTL, faults).unwrap_or(default.max_ttl),
         negative_max_ttl: entries.read(&table::CACHE_NEGATIVE_MAX_TTL, faults).unwrap_or(default.negative_max_ttl),
         ahead,
+        save: entries.read(&table::CACHE_SAVE, faults).unwrap_or(default.save),
     };
     if options.min_ttl > options.max_ttl {
         let (min, max) = (&table::CACHE_MIN_TTL.spec, &table::CACHE_MAX_TTL.spec);

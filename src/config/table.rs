@@ -169,8 +169,8 @@ keys! {
         |item, faults| item.duration(Duration::ZERO..=SPAN_MAX, faults);
     /// Whether answers in demand are asked anew shortly before their TTL ends.
     CACHE_PREFETCH: bool = "cache.prefetch", Built, Default("true"), |item, faults| item.flag(faults);
-    /// Whether answers survive a restart.
-    CACHE_SAVE: bool = "cache.save", Later, Default("false"), |item, faults| item.flag(faults);
+    /// Whether answers survive an orderly restart, in a file beside the store's, its name with .cache.
+    CACHE_SAVE: bool = "cache.save", Built, Default("false"), |item, faults| item.flag(faults);
 
     /// The folder of .list and .rpz files, one an app.
     CATALOGUE_PATH: PathBuf = "catalogue.path", Built, Default(r#""zones""#), |item, faults| item.path(faults);

@@ -595,7 +595,6 @@ dot = [\"0.0.0.0:853\"]
     assert_eq!(
         warned,
         [
-            "config.toml:2:8: cache.save: not built yet, setting it has no effect",
             "config.toml:3:1: [[group]]: not built yet, setting it has no effect",
             "config.toml:7:1: [[zone]]: not built yet, setting it has no effect",
             "config.toml:10:7: listen.dot: not built yet, setting it has no effect",

@@ -24,6 +24,7 @@ mod processes;
 mod promises;
 mod reload;
 mod restart;
+mod saved;
 mod scenarios;
 mod stage;
 mod strangers;
