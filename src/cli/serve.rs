@@ -10,13 +10,14 @@ use tracing_subscriber::EnvFilter;
 use super::{ConfigFile, Failure, kept};
 use crate::config::{Config, LogFormat, LogOptions};
 use crate::daemon::{Daemon, Given, HandedError, StartError, Stopped};
-use crate::manager;
+use crate::{manager, privilege};
 
 /// Runs the daemon: in this process, or, where it may program the firewall, in processes of their own.
 pub(super) fn run(file: &ConfigFile) -> Result<(), Failure> {
     let path = file.path();
     let config = super::read_config(path.as_deref())?;
     log_to_stderr(&config.log);
+    privilege::raise_file_limit();
     let passed = manager::passed().map_err(|error| StartError::from(HandedError::from(error)))?;
     if kept::is_due(&config) {
         return kept::keep(file, &config, passed);

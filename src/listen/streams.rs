@@ -43,6 +43,12 @@ const LINGER: Duration = Duration::from_millis(50);
 /// And nothing more is read from it after this long.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 
+/// How long accepting pauses when the system gives no descriptor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often that is said at most.
+const COMPLAIN_PAUSE: Duration = Duration::from_secs(60);
+
 /// The most questions of one connection that wait at once; more are read when some of them are answered.
 const PIPELINED_MAX: usize = 128;
 
@@ -67,6 +73,7 @@ impl Streams {
     /// Accepts connections until `stop`; then those that are open, or wait to be accepted, end when they have answered
     /// what they were asked.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        let mut complained = None;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -74,10 +81,18 @@ impl Streams {
             };
             match accepted {
                 Ok((stream, client)) => self.welcome(stream, client, &stop),
+                // The client is gone before we took it.
+                Err(error) if is_of_client(&error) => tracing::debug!("accepting TCP clients: {error}"),
                 // Out of descriptors, most likely: those who are here must leave first.
                 Err(error) => {
-                    tracing::debug!("accepting TCP clients: {error}");
-                    sleep(Duration::from_millis(50)).await;
+                    if complained.is_none_or(|at: Instant| at.elapsed() >= COMPLAIN_PAUSE) {
+                        complained = Some(Instant::now());
+                        tracing::warn!(
+                            "no TCP client can be accepted: {error}; the idlest connections are closed, questions over UDP                              are answered; allow more open files (LimitNOFILE= of the unit), or lower                              clients.max-connections"
+                        );
+                    }
+                    self.open.evict_idlest();
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -186,6 +201,12 @@ impl Streams {
             }
         }
     }
+}
+
+/// Returns whether accepting failed for what the client did.
+fn is_of_client(error: &io::Error) -> bool {
+    let kind = error.kind();
+    matches!(kind, io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
 }
 
 /// Writes all octets; most often they go at once and no timer is needed.
@@ -350,6 +371,11 @@ impl Open {
     /// Returns whether no connection is open.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Tells the connection that was answered longest ago to leave, if there is one.
+    fn evict_idlest(&self) {
+        self.seats.lock().evict_idlest(|_| true);
     }
 
     /// Seats a new connection; the idlest one leaves if there are too many.

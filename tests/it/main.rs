@@ -25,6 +25,7 @@ mod promises;
 mod reload;
 mod restart;
 mod saved;
+mod scarce;
 mod scenarios;
 mod stage;
 mod strangers;
