@@ -32,7 +32,7 @@ use crate::config::{Config, Env};
 use crate::export::file;
 use crate::forward::{self, Forward};
 use crate::learn::{self, Confirm, Learner, Listing};
-use crate::listen::plain::Plain;
+use crate::listen::plain::{Beats, Plain};
 use crate::listen::streams::{Open, Streams};
 use crate::listen::{self, Access, BindError, Bound, Front};
 use crate::metrics::Registry;
@@ -61,6 +61,9 @@ use sinks::{Keeper, Sinks};
 
 /// How long questions that wait may take to be answered once the end has begun.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often it is looked for signs of life.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long everything else may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(2);
@@ -204,6 +207,7 @@ pub struct Daemon {
     watch: Mutex<Option<watch::Watch>>,
     file_metrics: file::Metrics,
     keeper: Mutex<Keeper>,
+    beats: Beats,
     tasks: TaskTracker,
     listeners: TaskTracker,
     ended: tokio::sync::Mutex<mpsc::Receiver<Stopped>>,
@@ -273,6 +277,7 @@ impl Daemon {
             watch: Mutex::new(None),
             file_metrics: file::Metrics::new(&registry),
             keeper: Mutex::new(keeper),
+            beats: Beats::default(),
             tasks: TaskTracker::new(),
             listeners: TaskTracker::new(),
             ended: tokio::sync::Mutex::new(ended),
@@ -423,6 +428,15 @@ impl Daemon {
         }
     }
 
+    /// Waits until every thread that reads datagrams has taken a turn from now on, and the writer of the set, too. If one
+    /// of them hangs it does not return.
+    pub async fn shown_life(&self) {
+        let before = self.beats.counts();
+        while !self.learner.is_alive().await || !self.beats.have_all_moved(&before) {
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
     /// Saves the cache if asked to, takes no more questions, answers those that wait, ends everything.
     pub async fn drain(&self) {
         saved::write(self).await;
@@ -455,7 +469,8 @@ impl Daemon {
             clock: self.clock.clone(),
             meter: listen::Meter::new(registry),
         };
-        let plain = Plain { front: front.clone(), waiting: Arc::clone(&self.waiting), backend: options.backend };
+        let (waiting, beats) = (Arc::clone(&self.waiting), self.beats.clone());
+        let plain = Plain { front: front.clone(), waiting, backend: options.backend, beats };
         let open = Arc::new(Open::new(options.max_connections, options.max_connections_per_client));
         let streams = Streams { front, open, talking: self.listeners.clone() };
         for sockets in bound {

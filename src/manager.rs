@@ -9,6 +9,7 @@
 use std::fmt;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use listenfd::ListenFd;
 use rustix::net::sockopt::socket_acceptconn;
@@ -112,6 +113,18 @@ pub fn forget(name: &str) {
 /// Tells that questions are answered. A manager that does not listen is no reason to stop.
 pub fn tell_ready() {
     let _ = sd_notify::notify(&[NotifyState::Ready]);
+}
+
+/// Returns how often the manager wants to hear that we are alive, if at all.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// Tells that we are alive, to a manager that wants to hear it.
+pub fn tell_alive() {
+    if watchdog().is_some() {
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+    }
 }
 
 /// Tells that the end has begun.

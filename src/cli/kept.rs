@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{panic, process, thread};
 
-use super::serve::{log_to_stderr, serve};
+use super::serve::{Oversight, Sign, log_to_stderr, serve};
 use super::{ConfigFile, Failure, read_config};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -25,6 +25,9 @@ use crate::privilege::{self, Kept};
 const OURSELVES: &str = "/proc/self/exe";
 /// How long the agent waits between two looks at files that have mistakes.
 const READ_PAUSE: Duration = Duration::from_millis(500);
+
+/// How often the keeper hears that the resolver is alive; a watchdog that waits for less would be hasty.
+const ALIVE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Returns whether this process should be a keeper: there is a firewall to program, and the right to do so.
 pub(super) fn is_due(config: &Config) -> bool {
@@ -82,10 +85,17 @@ pub(super) fn resolver(file: &ConfigFile) -> Result<(), Failure> {
     listener.map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
     let complain = complain_on(&line);
     let given = Given { sockets: Some(sockets), agent: Some(AgentAway { remotes, complain }), ..Given::default() };
-    serve(config, file.path(), given, || {
+    let tell = |sign| {
+        let word = match sign {
+            Sign::Ready => Word::Ready,
+            Sign::Alive => Word::Alive,
+            // It was the keeper that said so.
+            Sign::Stopping => return,
+        };
         // The keeper that does not hear it has ended.
-        let _ = line.say(Word::Ready, &[]);
-    })
+        let _ = line.say(word, &[]);
+    };
+    serve(config, file.path(), given, Oversight { pause: Some(ALIVE_PAUSE), tell: &tell })
 }
 
 /// Has complaints go to the keeper.

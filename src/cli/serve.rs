@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,25 +24,64 @@ pub(super) fn run(file: &ConfigFile) -> Result<(), Failure> {
         return kept::keep(file, &config, passed);
     }
     super::tell_warnings(&config);
-    serve(config, path, Given { passed, ..Given::default() }, manager::tell_ready)
+    // Twice in the span, and a turn of the threads takes a moment, too.
+    let pause = manager::watchdog().map(|span| span / 3);
+    serve(config, path, Given { passed, ..Given::default() }, Oversight { pause, tell: &tell_manager })
 }
 
-/// Serves until told to stop; calls `is_ready` once questions are answered.
+/// What is told to whoever oversees this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// Questions are answered.
+    Ready,
+    /// They still are.
+    Alive,
+    /// The end has begun.
+    Stopping,
+}
+
+/// Who oversees this process, and how often it wants to hear that we are alive; `None` for never.
+pub(super) struct Oversight<'a> {
+    pub(super) pause: Option<Duration>,
+    pub(super) tell: &'a dyn Fn(Sign),
+}
+
+/// Tells the service manager.
+fn tell_manager(sign: Sign) {
+    match sign {
+        Sign::Ready => manager::tell_ready(),
+        Sign::Alive => manager::tell_alive(),
+        Sign::Stopping => manager::tell_stopping(),
+    }
+}
+
+/// Serves until told to stop.
 pub(super) fn serve(
     config: Config,
     source: Option<PathBuf>,
     given: Given,
-    is_ready: impl FnOnce(),
+    Oversight { pause, tell }: Oversight<'_>,
 ) -> Result<(), Failure> {
     runtime()?.block_on(async {
         // Before the greeting: whoever reads it may signal at once, and must not end us without a drain.
         let signals = Signals::new()?;
         let daemon = Daemon::start_with(config, source, given).await.map_err(Failure::from)?;
         super::tell(daemon.greeting());
-        is_ready();
-        let stopped = signals.until_stopped(&daemon).await;
-        // The keeper has no variable for it to be said twice.
-        manager::tell_stopping();
+        tell(Sign::Ready);
+        let show_life = async {
+            // Without a pause nobody wants to hear it.
+            let Some(pause) = pause else { return std::future::pending().await };
+            loop {
+                daemon.shown_life().await;
+                tell(Sign::Alive);
+                tokio::time::sleep(pause).await;
+            }
+        };
+        let stopped = tokio::select! {
+            stopped = signals.until_stopped(&daemon) => stopped,
+            () = show_life => Ok(()),
+        };
+        tell(Sign::Stopping);
         stopped?;
         daemon.drain().await;
         Ok(())

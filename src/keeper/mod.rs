@@ -332,6 +332,7 @@ impl Keeper<'_> {
             let Some(line) = self.seat(role).line() else { return };
             match line.hear_now() {
                 Ok(Some((Word::Ready, _))) if role == Role::Resolver => self.is_ready(),
+                Ok(Some((Word::Alive, _))) if role == Role::Resolver => manager::tell_alive(),
                 Ok(Some((Word::Apart, _))) if role == Role::Resolver => self.connect_again(),
                 Ok(Some((Word::Broken, _))) => {
                     let other = role.other();

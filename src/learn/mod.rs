@@ -367,6 +367,11 @@ impl Learner {
         self.command(Command::AcceptShrink).await
     }
 
+    /// Waits until the writer takes its next turn; false if it is gone.
+    pub async fn is_alive(&self) -> bool {
+        self.command(Command::ShowLife).await
+    }
+
     /// Ends learning in order: store and sinks are told the ends of now and that no more will come, and the writer
     /// ends. Returns once they hold that, or after some seconds. Offers are late from then on.
     pub async fn close(&self) {

@@ -46,6 +46,8 @@ const NEVER: Timestamp = Timestamp::from_millis(u64::MAX);
 pub(super) enum Command {
     Reload(Box<Reload>),
     AcceptShrink(oneshot::Sender<Released>),
+    /// Answered with true by a writer that takes its turns.
+    ShowLife(oneshot::Sender<bool>),
     Close(oneshot::Sender<()>),
 }
 
@@ -86,6 +88,9 @@ impl Writer {
                 command = self.commands.recv() => match command {
                     Some(Command::Reload(reload)) => self.reload(*reload).await,
                     Some(Command::AcceptShrink(done)) => self.accept_shrink(done).await,
+                    Some(Command::ShowLife(done)) => {
+                        let _ = done.send(true);
+                    }
                     Some(Command::Close(done)) => {
                         self.close().await;
                         let _ = done.send(());

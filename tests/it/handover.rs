@@ -169,6 +169,29 @@ async fn sockets_of_a_socket_unit_are_used() {
 }
 
 #[tokio::test]
+async fn a_watchdog_hears_that_all_is_alive() {
+    let upstream = numbering(Duration::ZERO).await;
+    let manager = Manager::new();
+    let mut greenlane = setup(&upstream).kept_by(&manager).env("WATCHDOG_USEC", "3000000").start().await;
+    greenlane.until(|_| (manager.heard("WATCHDOG=1") >= 3).then_some(())).await;
+    let unwatched = Manager::new();
+    let other = setup(&upstream).kept_by(&unwatched).start().await;
+    other.ask("n1.listed.example", RecordType::A).await;
+    assert_eq!(unwatched.heard("WATCHDOG=1"), 0);
+}
+
+#[test]
+fn a_watchdog_hears_it_through_the_keeper() {
+    in_namespace(async || {
+        let upstream = crate::firewall::numbering().await;
+        let manager = Manager::new();
+        let setup = setup(&upstream).with("[export.nftables]", "mode = \"own\"").env("WATCHDOG_USEC", "3000000");
+        let mut greenlane = setup.kept_by(&manager).start().await;
+        greenlane.until(|_| (manager.heard("WATCHDOG=1") >= 3).then_some(())).await;
+    });
+}
+
+#[tokio::test]
 async fn fewer_threads_leave_no_socket_that_nobody_reads() {
     let upstream = numbering(Duration::ZERO).await;
     let manager = Manager::new();

@@ -30,11 +30,14 @@ use crate::wire::Transport;
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "no safe binding of the batching calls reuses its buffers")]
 mod batch;
+mod beats;
 #[cfg(target_os = "linux")]
 mod envelope;
 mod portable;
 #[cfg(target_os = "linux")]
 mod threads;
+
+pub use beats::Beats;
 
 /// The most questions over UDP that wait for an upstream or for the set, over all sockets.
 pub const WAITING_MAX: usize = 8192;
@@ -63,6 +66,8 @@ pub struct Plain {
     pub waiting: Arc<Semaphore>,
     /// How it is done.
     pub backend: Backend,
+    /// Where threads show that they are alive; tasks do not.
+    pub beats: Beats,
 }
 
 impl Plain {
@@ -71,7 +76,7 @@ impl Plain {
         let desk = Desk { front: self.front, waiting: self.waiting, runtime: Handle::current() };
         match self.backend {
             #[cfg(target_os = "linux")]
-            Backend::Batched => threads::read(desk, sockets, stop).await,
+            Backend::Batched => threads::read(desk, sockets, &self.beats, stop).await,
             _ => portable::read(desk, sockets, stop).await,
         }
     }

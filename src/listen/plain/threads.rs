@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Batch;
+use super::beats::{Beat, Beats};
 use super::envelope::{self, Control};
 use super::{Desk, Door, Route};
 use crate::metrics::Lane;
@@ -37,17 +38,17 @@ const LAST_READS_MAX: usize = 1024;
 const FORESEEN_MIN: usize = 4;
 
 /// Answers what comes in on the sockets until `stop`, or until one thread ends.
-pub(super) async fn read(desk: Desk, sockets: Vec<Socket>, stop: CancellationToken) {
+pub(super) async fn read(desk: Desk, sockets: Vec<Socket>, beats: &Beats, stop: CancellationToken) {
     let halt = Halt(Arc::default());
     let ended = CancellationToken::new();
     // Nothing is sent: the channel closes when the last thread has dropped its end.
     let (running, mut all_ended) = mpsc::channel::<()>(1);
     for (i, socket) in sockets.into_iter().enumerate() {
         let (desk, socket, is_over) = (desk.clone(), Arc::new(socket), Arc::clone(&halt.0));
-        let (ended, running) = (ended.clone().drop_guard(), running.clone());
+        let (ended, running, beat) = (ended.clone().drop_guard(), running.clone(), beats.join());
         let work = move || {
             let _guards = (ended, running);
-            if let Err(error) = serve(&desk, &socket, &is_over) {
+            if let Err(error) = serve(&desk, &socket, &is_over, &beat) {
                 tracing::error!("reading from UDP clients: {error}");
             }
         };
@@ -78,7 +79,7 @@ impl Drop for Halt {
 ///
 /// # Errors
 /// What the system says to the first looks at the socket; later errors are waited out.
-fn serve(desk: &Desk, socket: &Arc<Socket>, is_over: &AtomicBool) -> io::Result<()> {
+fn serve(desk: &Desk, socket: &Arc<Socket>, is_over: &AtomicBool, beat: &Beat) -> io::Result<()> {
     let _lane = Lane::take();
     let tells_asked = tell_asked(socket)?;
     socket.set_nonblocking(false)?;
@@ -96,6 +97,7 @@ fn serve(desk: &Desk, socket: &Arc<Socket>, is_over: &AtomicBool) -> io::Result<
         batch.send(socket);
     };
     while !is_over.load(Ordering::Relaxed) {
+        beat.beat();
         match batch.receive(socket) {
             Ok(()) => answer(&mut batch),
             // Nothing came during the nap.
