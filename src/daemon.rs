@@ -46,6 +46,7 @@ use crate::warm::{Wanted, Warm};
 use crate::web;
 use crate::wire::Rules;
 
+mod files;
 mod given;
 mod handed;
 mod saved;
@@ -53,6 +54,7 @@ mod sinks;
 mod stats;
 mod watch;
 
+pub use files::files;
 pub use given::{AgentAway, Given, Patience, Sockets, firewall_rules};
 pub use handed::HandedError;
 

@@ -23,7 +23,7 @@
 //! Layers, lower ones never import higher ones (`tests/it/layers.rs` holds us to it):
 //!
 //! ```text
-//! 0  name, prefix, source, clock, metrics, wire, admission, privilege, manager, keeper   nothing of ours but each other
+//! 0  name, prefix, source, clock, metrics, wire, admission, privilege, sandbox, manager, keeper   nothing of ours but each other
 //! 1  catalogue                              layer 0
 //! 2  cache, forward                         wire, name, clock, metrics
 //!    set                                    name, prefix, clock, metrics, catalogue's Tag
@@ -47,6 +47,7 @@ pub mod metrics;
 pub mod name;
 pub mod prefix;
 pub mod privilege;
+pub mod sandbox;
 pub mod source;
 pub mod wire;
 

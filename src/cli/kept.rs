@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{panic, process, thread};
 
-use super::serve::{Oversight, Sign, log_to_stderr, serve};
+use super::serve::{Oversight, Sign, confine, log_to_stderr, serve};
 use super::{ConfigFile, Failure, read_config};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -71,6 +71,7 @@ pub(super) fn resolver(file: &ConfigFile) -> Result<(), Failure> {
     keeper::unblock_signals().map_err(|error| Failure::failed(format!("listening for signals: {error}")))?;
     let config = file.load()?;
     log_to_stderr(&config.log);
+    confine(&config, file.path().as_deref());
     let sockets = sockets(&line)?;
     let remotes = Arc::new(Remotes::default());
     let (listening, ways) = (Arc::clone(&line), Arc::clone(&remotes));

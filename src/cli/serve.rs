@@ -1,7 +1,7 @@
 //! `greenlane serve`: run until told to stop, reload when told to.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use super::{ConfigFile, Failure, kept};
 use crate::config::{Config, LogFormat, LogOptions};
 use crate::daemon::{Daemon, Given, HandedError, StartError, Stopped};
-use crate::{manager, privilege};
+use crate::{daemon, manager, privilege, sandbox};
 
 /// Runs the daemon: in this process, or, where it may program the firewall, in processes of their own.
 pub(super) fn run(file: &ConfigFile) -> Result<(), Failure> {
@@ -24,9 +24,21 @@ pub(super) fn run(file: &ConfigFile) -> Result<(), Failure> {
         return kept::keep(file, &config, passed);
     }
     super::tell_warnings(&config);
+    confine(&config, path.as_deref());
     // Twice in the span, and a turn of the threads takes a moment, too.
     let pause = manager::watchdog().map(|span| span / 3);
     serve(config, path, Given { passed, ..Given::default() }, Oversight { pause, tell: &tell_manager })
+}
+
+/// Confines this process to the files that the configuration names, as far as the kernel can; before any thread starts.
+pub(super) fn confine(config: &Config, source: Option<&Path>) {
+    let Some(files) = daemon::files(config, source) else {
+        return tracing::info!("files are not confined: `on-change` runs commands that may need any");
+    };
+    match sandbox::confine(&files) {
+        Ok(()) => tracing::info!("confined to the files that the configuration names"),
+        Err(error) => tracing::warn!("files are not confined: {error}"),
+    }
 }
 
 /// What is told to whoever oversees this process.

@@ -17,6 +17,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         ("wire", BTreeSet::from(["name"])),
         ("admission", BTreeSet::from(["prefix"])),
         ("privilege", BTreeSet::new()),
+        ("sandbox", BTreeSet::new()),
         ("manager", BTreeSet::new()),
         ("keeper", BTreeSet::from(["clock", "privilege", "manager"])),
         ("catalogue", with(&[])),

@@ -3,6 +3,7 @@
 mod ahead;
 mod answers;
 mod commands;
+mod confined;
 mod consumers;
 mod datagrams;
 mod encrypted;
