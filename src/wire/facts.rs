@@ -9,6 +9,8 @@
 
 use std::net::IpAddr;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::names::{NameId, NameTable};
 use super::rdata::Svcb;
 use super::walk::{Record, Section, WalkError};
@@ -46,14 +48,17 @@ pub struct Sighted {
 /// The names reached from the name asked.
 pub(super) struct Chain {
     /// In the order in which they are reached, the name asked first.
-    order: Vec<NameId>,
-    /// For each name number, whether it was reached.
-    reached: Vec<bool>,
+    order: SmallVec<[NameId; NAMES_USUAL]>,
+    /// For each name number, how far the walk over it came.
+    state: SmallVec<[State; NAMES_USUAL]>,
 }
+
+/// How many names a reply has at most, commonly: following their chain takes no allocation.
+const NAMES_USUAL: usize = 16;
 
 impl Chain {
     pub(super) fn has(&self, name: NameId) -> bool {
-        self.reached.get(usize::from(name)).copied().unwrap_or(false)
+        self.state.get(usize::from(name)) == Some(&State::Done)
     }
 }
 
@@ -83,9 +88,9 @@ struct Step {
 pub(super) fn trace(records: &[Record], names: &mut NameTable, class: u16) -> Result<Chain, WalkError> {
     let cnames = links(records, rtype::CNAME, class);
     let dnames = links(records, rtype::DNAME, class);
-    let mut state = vec![State::New; names.len()];
-    let mut order = Vec::with_capacity(4);
-    let mut path: Vec<Step> = Vec::with_capacity(4);
+    let mut state: SmallVec<[State; NAMES_USUAL]> = smallvec![State::New; names.len()];
+    let mut order = SmallVec::new();
+    let mut path = SmallVec::<[Step; 4]>::new();
     let mut next = Some(0);
     loop {
         if let Some(name) = next {
@@ -111,8 +116,7 @@ pub(super) fn trace(records: &[Record], names: &mut NameTable, class: u16) -> Re
             path.pop();
         }
     }
-    let reached = state.iter().map(|state| *state == State::Done).collect();
-    Ok(Chain { order, reached })
+    Ok(Chain { order, state })
 }
 
 /// Collects owner and target of the answer section's records of one type, sorted, each pair once.

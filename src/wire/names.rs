@@ -12,6 +12,7 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::HEADER_LEN;
@@ -163,23 +164,23 @@ impl<'a> Source<'a> {
 /// The number of a name in its [`NameTable`].
 pub(super) type NameId = u16;
 
+/// So many names are found by looking at each; most messages have no more, and need no table then.
+const LOOKED_THROUGH_MAX: usize = 8;
+
 /// Distinct lower-case names, numbered in the order in which they came.
 pub(super) struct NameTable {
-    arena: Vec<u8>,
+    arena: SmallVec<[u8; 256]>,
     /// Where each name starts in the arena; the next one's start ends it.
-    starts: Vec<u32>,
+    starts: SmallVec<[u32; LOOKED_THROUGH_MAX]>,
+    /// Empty as long as there are few.
     by_content: HashTable<NameId>,
     state: RandomState,
 }
 
 impl NameTable {
     pub(super) fn new() -> Self {
-        Self {
-            arena: Vec::with_capacity(256),
-            starts: Vec::with_capacity(8),
-            by_content: HashTable::new(),
-            state: RandomState::default(),
-        }
+        let (arena, starts) = (SmallVec::new(), SmallVec::new());
+        Self { arena, starts, by_content: HashTable::new(), state: RandomState::default() }
     }
 
     /// Returns how many names there are.
@@ -201,14 +202,26 @@ impl NameTable {
         let id = self.starts.len() as NameId;
         self.starts.push(self.arena.len() as u32);
         self.arena.extend_from_slice(lower);
-        let Self { arena, starts, by_content, state } = self;
-        by_content.insert_unique(state.hash_one(lower), id, |&id| state.hash_one(slice_of(arena, starts, id)));
+        if self.starts.len() > LOOKED_THROUGH_MAX {
+            self.put_into_table(if self.by_content.is_empty() { 0 } else { id }..=id);
+        }
         id
     }
 
     /// Returns the number of a lower-case name, if it has one.
     pub(super) fn find(&self, lower: &[u8]) -> Option<NameId> {
+        if self.by_content.is_empty() {
+            return (0..self.starts.len() as NameId).find(|&id| self.wire(id) == lower);
+        }
         self.by_content.find(self.state.hash_one(lower), |&id| self.wire(id) == lower).copied()
+    }
+
+    fn put_into_table(&mut self, ids: std::ops::RangeInclusive<NameId>) {
+        let Self { arena, starts, by_content, state } = self;
+        let hash = |id| state.hash_one(slice_of(arena, starts, id));
+        for id in ids {
+            by_content.insert_unique(hash(id), id, |&id| hash(id));
+        }
     }
 }
 

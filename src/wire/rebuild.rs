@@ -10,7 +10,7 @@ use std::hash::BuildHasher;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-use super::answer::{Placed, put_counts, write_head};
+use super::answer::{Offsets, Placed, put_counts, write_head};
 use super::names::{NameBuf, POINTER_REACH, Source};
 use super::rdata::{Layout, Piece, layout};
 use super::walk::{Record, WalkError};
@@ -29,7 +29,7 @@ pub(super) fn write(reply: &[u8], question: &Question, flags: u16, kept: &[Recor
     let mut source = Source::new(reply);
     let mut section_starts = [0; 3];
     let mut counts = [0u16; 3];
-    let mut ttl_offsets = Vec::with_capacity(kept.len());
+    let mut ttl_offsets = Offsets::with_capacity(kept.len());
     for record in kept {
         let section = record.section as usize;
         if counts[section] == 0 {

@@ -7,6 +7,7 @@
 //!
 //! The id is not looked at: it belongs to the exchange.
 
+use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::answer::{self, Answer, Rules};
@@ -14,6 +15,9 @@ use super::facts::{self, Facts};
 use super::names::{NameBuf, NameFault, NameId, NameTable, Source};
 use super::opt::{OptFields, Options};
 use super::{HEADER_LEN, MESSAGE_LEN_MAX, Question, flag, rcode, rdata, rtype, u16_at, u32_at};
+
+/// How many records a reply has at most, commonly: reading them takes no allocation.
+const RECORDS_USUAL: usize = 8;
 
 /// Octets of a record without RDATA and with the shortest owner.
 const RECORD_LEN_MIN: usize = 11;
@@ -196,10 +200,13 @@ impl Record {
     }
 }
 
+/// Records in the order of the message.
+pub(super) type Records = SmallVec<[Record; RECORDS_USUAL]>;
+
 /// A reply whose records have been read. The OPT is not among them.
 pub(super) struct Message<'a> {
     pub(super) source: Source<'a>,
-    pub(super) records: Vec<Record>,
+    pub(super) records: Records,
     /// The asked name is number 0.
     pub(super) names: NameTable,
     /// The OPT's fields and RDATA.
@@ -214,7 +221,7 @@ impl<'a> Message<'a> {
         let mut names = NameTable::new();
         names.intern(question.name.as_wire());
         let buf = NameBuf::new();
-        Self { source: Source::new(reply), records: Vec::new(), names, opt: None, records_at: HEADER_LEN, buf }
+        Self { source: Source::new(reply), records: Records::new(), names, opt: None, records_at: HEADER_LEN, buf }
     }
 
     /// Compares the question; returns where the records start. A missing one is left for [`walk`] to judge.
