@@ -36,6 +36,7 @@ pub use crate::cache::Near;
 use crate::cache::{Ahead, Cache, Entry, Found, KeyBuf, Mark, Tagged};
 use crate::catalogue::{Catalogue, MatchId, Tag};
 use crate::clock::{Clock, Timestamp};
+pub use crate::forward::Exchange;
 use crate::forward::Forward;
 use crate::learn::{Learner, Offer, Outcome, Unknown};
 use crate::metrics::Registry;

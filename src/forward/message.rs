@@ -63,13 +63,14 @@ pub(super) fn is_reply(reply: &[u8], question: &Question) -> bool {
     }
 }
 
-/// Returns whether `octets` begin with `question`. Length octets are below `A`, so folding compares them exactly.
+/// Returns whether `octets` begin with `question`. Length octets are below `A`, so folding compares them exactly. Most
+/// upstreams repeat the name as it was sent, which is compared faster.
 fn repeats(octets: &[u8], question: &Question) -> bool {
     let name = question.name.as_wire();
     let [type_high, type_low] = question.qtype.to_be_bytes();
     let [class_high, class_low] = question.qclass.to_be_bytes();
     octets.len() >= name.len() + 4
-        && octets[..name.len()].eq_ignore_ascii_case(name)
+        && (octets[..name.len()] == *name || octets[..name.len()].eq_ignore_ascii_case(name))
         && octets[name.len()..name.len() + 4] == [type_high, type_low, class_high, class_low]
 }
 

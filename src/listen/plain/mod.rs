@@ -2,12 +2,15 @@
 //!
 //! ```text
 //!  socket of a core ─▶ thread: Batch of up to 64 ─▶ Front::quick ─ answered ─▶ one send for all
-//!                                                       └─ miss ─▶ Front::slow_then ─ reply, later ─▶ same socket
+//!                       ▲                               └─ miss ─▶ Front::slow_then ─▶ upstream
+//!                       └─ Exchange: replies of upstreams ─▶ Gate ─ one send for all ─▶ same socket
 //! ```
 //!
 //! On Linux each listen address has as many sockets as there are threads (`SO_REUSEPORT`), and each socket has a
 //! thread of its own that sleeps in `recvmmsg`, so that a hit costs no hop, no allocation and no lock that another
-//! core holds. Elsewhere, and where the tests ask for it, `portable` does the same in tasks, without `unsafe`.
+//! core holds. The thread reads what upstreams reply to its own questions, too: a miss that teaches nothing new costs no
+//! hop either, and the answers of a round leave together. What must be learned first, or turns out to take more than one
+//! try over UDP, goes on in tasks, and its answer leaves from wherever it is made. Elsewhere, and where the tests ask for it, `portable` does the same in tasks, without `unsafe`.
 //! Either way a reply leaves from the address that was asked, which matters where a socket listens on all of them.
 //!
 //! What waits for an upstream or for the set is bounded by [`WAITING_MAX`] permits: beyond it a question is dropped and
@@ -99,7 +102,7 @@ struct Route {
 #[derive(Clone)]
 enum Door {
     #[cfg(target_os = "linux")]
-    Batched(Arc<Socket>),
+    Batched(Arc<threads::Gate>),
     Portable(Arc<portable::Udp>),
 }
 
@@ -108,7 +111,7 @@ impl Door {
     fn send(&self, reply: &[u8], route: &Route) {
         let sent = match self {
             #[cfg(target_os = "linux")]
-            Self::Batched(socket) => threads::send(socket, reply, route),
+            Self::Batched(gate) => gate.send(reply, route),
             Self::Portable(socket) => socket.send(reply, route),
         };
         if let Err(error) = sent {
