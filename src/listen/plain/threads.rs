@@ -22,7 +22,7 @@ use super::batch::{Batch, Outbox};
 use super::envelope::{self, Control};
 use super::{Desk, Door, Route};
 use crate::metrics::Lane;
-use crate::pipeline::{Exchange, Near};
+use crate::pipeline::{Errands, Exchange, Near};
 use crate::wire::Transport;
 
 /// How long a thread waits after the system refused to give it datagrams, such as for lack of memory.
@@ -153,6 +153,7 @@ fn serve(desk: Desk, socket: Arc<Socket>, is_over: &AtomicBool) -> io::Result<Ex
         batch: Batch::new(is_ipv6, tells_asked),
         near: Near::new(),
         exchange: Exchange::own()?,
+        errands: Errands::gather(desk.runtime.clone()),
         desk,
         socket,
         is_ready: false,
@@ -175,6 +176,8 @@ struct Rounds {
     near: Near,
     /// The questions that this thread has put to upstreams.
     exchange: Exchange,
+    /// The tasks that this round asks for.
+    errands: Errands,
     /// Whether clients' datagrams may be there although a turn of the exchange did not say so anew.
     is_ready: bool,
 }
@@ -186,6 +189,7 @@ impl Rounds {
         if received.is_ok() && self.batch.datagrams().len() > 0 {
             self.answer();
         }
+        self.errands.send_off();
         self.gate.flush(&mut self.batch, Then::Closed);
         received.or_else(|error| match error.kind() {
             io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Ok(()),
