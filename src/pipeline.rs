@@ -570,8 +570,8 @@ impl Pipeline {
         let mark = Mark { generation: current.generation, tagged, is_learned: listed.is_some(), programmed: true };
         let Some((name, tag)) = listed else { return Ok(mark) };
         // What stands behind the last name of a chain that counts is given, but not learned: told like any answer
-        // that is not in the set. Without a chain the answer is our own.
-        let is_cut = !facts.all_addresses && !facts.chain.is_empty();
+        // that is not in the set.
+        let is_cut = !facts.all_addresses;
         if is_cut {
             learner.cut();
         }

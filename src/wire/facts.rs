@@ -21,9 +21,9 @@ use crate::name::{Name, WIRE_LEN_MAX};
 pub const CHAIN_LEN_MAX: usize = 32;
 
 /// What the learner needs of a reply.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Names on the CNAME and DNAME chain, the one asked first, each once, at most [`CHAIN_LEN_MAX`].
+    /// Names on the CNAME and DNAME chain behind the one asked, in order, each once; with it at most [`CHAIN_LEN_MAX`].
     pub chain: Vec<Name>,
     /// A, AAAA and hints owned by the chain: sorted, each address once, with the longest TTL told for it.
     pub addresses: Vec<Sighted>,
@@ -32,6 +32,13 @@ pub struct Facts {
     pub targets: Vec<(Name, u32)>,
     /// False when the chain was longer than [`CHAIN_LEN_MAX`], so that addresses may be missing.
     pub all_addresses: bool,
+}
+
+/// Those of an answer that says nothing.
+impl Default for Facts {
+    fn default() -> Self {
+        Self { chain: Vec::new(), addresses: Vec::new(), targets: Vec::new(), all_addresses: true }
+    }
 }
 
 /// An address in an answer.
@@ -160,7 +167,7 @@ fn synthesize_cname(names: &mut NameTable, dnames: &[(NameId, NameId)], name: Na
 pub(super) fn collect(records: &[Record], names: &NameTable, chain: &Chain, reply: &[u8]) -> Facts {
     let counted = &chain.order[..chain.order.len().min(CHAIN_LEN_MAX)];
     let mut facts = Facts {
-        chain: counted.iter().filter_map(|name| Name::from_wire(names.wire(*name)).ok()).collect(),
+        chain: counted.iter().skip(1).filter_map(|name| Name::from_wire(names.wire(*name)).ok()).collect(),
         all_addresses: counted.len() == chain.order.len(),
         ..Facts::default()
     };

@@ -187,7 +187,7 @@ fn is_dnssec(rtype: u16) -> bool {
 /// Everything that must hold for a reply that passed, whatever its octets.
 fn check_walked(walked: &Walked, question: &Question, rules: &Rules) -> Result<(), TestCaseError> {
     let answer = &walked.answer;
-    prop_assert!(walked.facts.chain.first() == Some(&question.name));
+    prop_assert!(!walked.facts.chain.contains(&question.name));
     prop_assert!(walked.facts.addresses.is_sorted_by(|a, b| a.addr < b.addr));
     prop_assert!(walked.facts.addresses.iter().all(|sighted| sighted.ttl_secs <= rules.max_ttl.max(rules.min_ttl)));
     prop_assert!(answer.edes().len() <= 3 && answer.edes().iter().all(|ede| ede.text.len() <= 64));
