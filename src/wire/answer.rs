@@ -53,10 +53,9 @@ pub struct Answer {
 impl Answer {
     /// Puts the parts into one block. No more than [`EDES_MAX`] EDEs are given.
     fn assemble(placed: &Placed, edes: &[Ede], (rcode, kind, lifetime_secs): (u16, Kind, u32)) -> Self {
-        let [_, authority_at, additional_at] = placed.section_starts;
         // A message is at most 65,535 octets, and a record takes eleven of them or more.
         let (message_len, ttl_count) = (placed.bytes.len() as u16, placed.ttl_offsets.len() as u16);
-        let shape = Shape { lifetime_secs, message_len, ttl_count, rcode, authority_at, additional_at, kind };
+        let shape = Shape { lifetime_secs, message_len, ttl_count, rcode, kind };
         let edes_len: usize = edes.iter().map(Ede::option_len).sum();
         let mut octets = Vec::with_capacity(placed.bytes.len() + 2 * placed.ttl_offsets.len() + edes_len);
         octets.extend_from_slice(&placed.bytes);
@@ -127,13 +126,12 @@ impl Answer {
 pub fn synthesize(question: &Question, rcode: u16, edes: &[Ede]) -> Answer {
     let mut bytes = Vec::with_capacity(HEADER_LEN + question.name.as_wire().len() + 4);
     write_head(&mut bytes, question, flag::QR | flag::RA | (rcode & flag::RCODE));
-    let end = bytes.len() as u16;
     let kind = match rcode {
         rcode::NOERROR => Kind::NoData,
         rcode::NXDOMAIN => Kind::NxDomain,
         _ => Kind::Failure,
     };
-    let placed = Placed { bytes, ttl_offsets: Vec::new(), section_starts: [end; 3] };
+    let placed = Placed { bytes, ttl_offsets: Vec::new() };
     Answer::assemble(&placed, &edes[..edes.len().min(EDES_MAX)], (rcode, kind, 0))
 }
 
@@ -260,12 +258,10 @@ fn lifetime(kept: &[Record], kind: Kind) -> u32 {
     lowest.filter(|_| is_cacheable).unwrap_or_default()
 }
 
-/// A message being kept, and what stands where in it.
+/// A message being kept, and where its TTLs stand: one for every record.
 pub(super) struct Placed {
     pub(super) bytes: Vec<u8>,
     pub(super) ttl_offsets: Vec<u16>,
-    /// Where each of the three sections starts.
-    pub(super) section_starts: [u16; 3],
 }
 
 /// Returns whether the upstream's own octets can be kept: the question is there, everything that goes stands after
@@ -287,21 +283,16 @@ fn copy(message: &Message<'_>, question: &Question, flags: u16, kept: &[Record])
     let mut bytes = Vec::with_capacity(end);
     write_head(&mut bytes, question, flags);
     bytes.extend_from_slice(message.source.message().get(bytes.len()..end).unwrap_or_default());
-    let mut section_starts = [end as u16; 3];
     let mut counts = [0u16; 3];
     let mut ttl_offsets = Vec::with_capacity(kept.len());
     for record in kept {
-        // Records stand in the order of their sections: the first one seen starts its own and all before it.
-        for start in &mut section_starts[..=record.section as usize] {
-            *start = (*start).min(record.at);
-        }
         counts[record.section as usize] += 1;
         let ttl_at = record.type_at + 4;
         put_u32(&mut bytes, usize::from(ttl_at), record.ttl_secs);
         ttl_offsets.push(ttl_at);
     }
     put_counts(&mut bytes, counts);
-    Placed { bytes, ttl_offsets, section_starts }
+    Placed { bytes, ttl_offsets }
 }
 
 /// Writes the records' counts into a header.
