@@ -335,7 +335,12 @@ impl Book {
     /// Returns the record that the name's sightings share; what a newer listing says of a known name waits for the
     /// reload that brings it.
     pub(super) fn record(&self, name: &Name, tag: &Tag) -> Arc<NameRecord> {
-        self.draft.record(name).unwrap_or_else(|| Arc::new(NameRecord::new(name.clone(), tag.clone())))
+        self.draft.record(name).unwrap_or_else(|| {
+            Arc::new(match self.triggers.alike(tag) {
+                Some(alike) => alike.with_name(name.clone()),
+                None => NameRecord::new(name.clone(), tag.clone()),
+            })
+        })
     }
 
     pub(super) fn put_in(&mut self, sighting: Sighting) {

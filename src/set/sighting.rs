@@ -42,6 +42,12 @@ impl NameRecord {
         Self { name, tag, apps }
     }
 
+    /// Makes the record of another name with the same tag, which both share then.
+    #[must_use]
+    pub fn with_name(&self, name: Name) -> Self {
+        Self { name, tag: self.tag.clone(), apps: Arc::clone(&self.apps) }
+    }
+
     /// Returns the listed name that was asked.
     pub fn name(&self) -> &Name {
         &self.name

@@ -17,8 +17,9 @@ use crate::set::Session;
 /// The layout of the file. A change to keys or times that an older greenlane would misread takes the next number.
 const SCHEMA: u64 = 1;
 
-/// What redb may keep in memory: the upper pages of the tree; the set itself is in memory already.
-const CACHE_LEN_MAX: usize = 16 << 20;
+/// What redb may keep in memory: the upper pages of the tree; the set itself is in memory already, and what is not here
+/// the kernel has.
+const CACHE_LEN_MAX: usize = 1 << 20;
 
 const SIGHTINGS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("greenlane.sightings");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("greenlane.numbers");
