@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{fmt, registry};
 
 use super::{ConfigFile, Failure, kept};
 use crate::config::{Config, LogFormat, LogOptions};
@@ -56,15 +59,18 @@ pub(super) fn runtime() -> Result<Runtime, Failure> {
         .map_err(|error| Failure::failed(format!("starting threads: {error}")))
 }
 
-/// Sends the log to standard error. `RUST_LOG`, where it is set, decides over the configured level.
+/// Sends the log to standard error. `RUST_LOG`, where it is set, decides over the configured level: levels by module,
+/// such as `info,greenlane::store=debug`.
 pub(super) fn log_to_stderr(options: &LogOptions) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(options.level.name()));
+    let asked = std::env::var("RUST_LOG").ok().and_then(|asked| asked.parse().ok());
+    let level = || options.level.name().parse().unwrap_or(LevelFilter::WARN);
+    let log = registry().with(asked.unwrap_or_else(|| Targets::new().with_default(level())));
     // A line that standard error does not take is lost: telling that there would end the task that logged it.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    let lines = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     // A second start in one process keeps the first log; only tests do that.
     let _ = match options.format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => log.json().try_init(),
+        LogFormat::Text => log.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init(),
+        LogFormat::Json => log.with(lines.json()).try_init(),
     };
 }
 
