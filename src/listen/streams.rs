@@ -23,9 +23,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::meter::Dropped;
+use super::meter::{Dropped, Way};
 use super::{Front, client_prefix};
-use crate::clock::Timestamp;
+use crate::clock::{Stopwatch, Timestamp};
 use crate::pipeline::Tried;
 use crate::prefix::Prefix;
 use crate::wire::Transport;
@@ -193,9 +193,12 @@ impl Talk<'_> {
             match moment.quick(frame, Transport::Tcp, self.client, &mut reply) {
                 Tried::Answered => self.frame(&reply),
                 Tried::Drop => {}
-                Tried::Miss => self.wait_for(frame.to_vec()),
+                Tried::Miss => self.wait_for(frame.to_vec(), moment.began()),
             }
             self.reply = reply;
+        }
+        if let Some(moment) = moment {
+            moment.end();
         }
         input.compact();
     }
@@ -209,12 +212,13 @@ impl Talk<'_> {
     }
 
     /// Has a miss answered by a task of its own.
-    fn wait_for(&mut self, frame: Vec<u8>) {
+    fn wait_for(&mut self, frame: Vec<u8>, began: Stopwatch) {
         self.waiting += 1;
         let (front, client, sender) = (self.streams.front.clone(), self.client, self.sender.clone());
         tokio::spawn(async move {
             let mut reply = Vec::new();
             front.slow(&frame, Transport::Tcp, client, &mut reply).await;
+            front.meter.answered(Transport::Tcp, Way::Miss, began.elapsed(), 1);
             // The channel holds as many as may wait, so this never blocks; without a receiver the client is gone.
             let _ = sender.send(reply).await;
         });

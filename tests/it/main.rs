@@ -13,6 +13,7 @@ mod harness;
 mod lab;
 mod layers;
 mod learning;
+mod memory;
 mod metrics;
 mod netns;
 mod operator;

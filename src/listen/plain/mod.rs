@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Front;
 use super::front::Moment;
-use super::meter::Dropped;
+use super::meter::{Dropped, Way};
+use crate::clock::Stopwatch;
 use crate::pipeline::Tried;
 use crate::wire::Transport;
 
@@ -133,20 +134,21 @@ impl Desk {
             Tried::Answered => true,
             Tried::Drop => false,
             Tried::Miss => {
-                self.hand_over(datagram, route, door);
+                self.hand_over(datagram, route, door, moment.began());
                 false
             }
         }
     }
 
     /// Has a miss answered, its reply told from wherever it is made; when too many wait it is dropped and counted.
-    fn hand_over(&self, datagram: &[u8], route: Route, door: &Door) {
+    fn hand_over(&self, datagram: &[u8], route: Route, door: &Door, began: Stopwatch) {
         let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
             return self.front.meter.dropped(Dropped::Overload);
         };
-        let (door, client) = (door.clone(), route.client.ip());
+        let (door, client, meter) = (door.clone(), route.client.ip(), self.front.meter.clone());
         self.front.slow_then(datagram, Transport::Udp, client, &self.runtime, move |reply| {
             door.send(reply, &route);
+            meter.answered(Transport::Udp, Way::Miss, began.elapsed(), 1);
             drop(permit);
         });
     }

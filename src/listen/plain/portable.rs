@@ -101,7 +101,10 @@ async fn serve(desk: &Desk, socket: Socket) -> io::Result<()> {
         for (buffer, meta) in buffers.iter().zip(&metas).take(count) {
             let route = route(meta);
             for datagram in datagrams(buffer, meta) {
-                if desk.judge(&mut desk.front.moment(), datagram, route, &door, &mut out) {
+                let mut moment = desk.front.moment();
+                let is_answered = desk.judge(&mut moment, datagram, route, &door, &mut out);
+                moment.end();
+                if is_answered {
                     udp.send_when_ready(&out, &route).await;
                 }
             }

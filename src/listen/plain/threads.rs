@@ -95,6 +95,7 @@ fn serve(desk: &Desk, socket: &Arc<Socket>, is_over: &AtomicBool) -> io::Result<
                 }
                 batch.answer(|datagram, route, out| desk.judge(&mut moment, datagram, route, &door, out));
                 batch.send(socket);
+                moment.end();
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
