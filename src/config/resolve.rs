@@ -314,6 +314,7 @@ fn learn(entries: &Entries<'_>, own: Vec<Prefix>, faults: &mut Faults) -> learn:
         max_total: entries.read(&table::LEARN_MAX_TOTAL, faults).unwrap_or(default.max_total),
         max_per_name: entries.read(&table::LEARN_MAX_PER_NAME, faults).unwrap_or(default.max_per_name),
         max_per_trigger: entries.read(&table::LEARN_MAX_PER_TRIGGER, faults).unwrap_or(default.max_per_trigger),
+        is_shared: default.is_shared,
         new_per_client_per_minute: entries
             .read(&table::LEARN_NEW_PER_CLIENT_PER_MINUTE, faults)
             .unwrap_or(default.new_per_client_per_minute),

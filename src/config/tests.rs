@@ -226,6 +226,7 @@ fn every_built_key_reaches_its_option() {
             max_per_name: 11,
             max_per_trigger: 12,
             new_per_client_per_minute: 0,
+            is_shared: false,
             max_shrink: 0.5,
         }
     );
