@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::cache::Cache;
 use crate::catalogue::{self, Catalogue};
 use crate::clock::Clock;
+use crate::cluster::{self, Cluster};
 use crate::config::{Config, Env};
 use crate::export::file;
 use crate::forward::{self, Forward};
@@ -39,6 +40,7 @@ use crate::metrics::Registry;
 use crate::pipeline::{Current, Pipeline};
 use crate::policy::Special;
 use crate::prefix::Prefix;
+use crate::set::outlet::{Intake, outlet_aside};
 use crate::set::{Joins, StaticEntry};
 use crate::source::Problems;
 use crate::store::StoreError;
@@ -58,6 +60,12 @@ use sinks::{Keeper, Sinks};
 
 /// How long questions that wait may take to be answered once the end has begun.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the cluster may take to tell what the others know, before the first question.
+const JOIN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the others may take to be told the last changes.
+const TELL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A part that must run as long as the daemon, and ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +106,9 @@ pub enum StartError {
     /// The store.
     #[error("store.path: {0}")]
     Store(#[from] StoreError),
+    /// The cluster.
+    #[error("{0}")]
+    Cluster(#[from] cluster::OptionsError),
     /// Threads.
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
@@ -114,6 +125,7 @@ impl StartError {
                 | Self::Export(file::CheckError::NoFile(_))
                 | Self::Token(_)
                 | Self::WarmNames(_)
+                | Self::Cluster(_)
         )
     }
 }
@@ -198,6 +210,7 @@ pub struct Daemon {
     listeners: TaskTracker,
     ended: tokio::sync::Mutex<mpsc::Receiver<Stopped>>,
     ending: mpsc::Sender<Stopped>,
+    cluster: Mutex<Option<Cluster>>,
 }
 
 impl Daemon {
@@ -230,7 +243,13 @@ impl Daemon {
         let wanted = wanted(&config, &catalogue).map_err(StartError::WarmNames)?;
         let generation = 1;
         let options = learn_options(&config, bound.iter().map(|sockets| sockets.addr));
-        let Sinks { outlets, restored, keeper } = Sinks::start(&config, agent, &clock, &registry)?;
+        let cluster = config.cluster.as_ref().map(|options| cluster::Prepared::new(options, &registry)).transpose()?;
+        let Sinks { mut outlets, restored, keeper } = Sinks::start(&config, agent, &clock, &registry)?;
+        let cluster = cluster.map(|prepared| {
+            let (outlet, intake) = outlet_aside("cluster");
+            outlets.push(outlet);
+            (prepared, intake)
+        });
         let joins = Joins::default();
         let start =
             learn::Start { options, listing: listing(&catalogue), generation, outlets, joins: joins.clone(), restored };
@@ -267,12 +286,16 @@ impl Daemon {
             listeners: TaskTracker::new(),
             ended: tokio::sync::Mutex::new(ended),
             ending,
+            cluster: Mutex::new(None),
             loaded: tokio::sync::Mutex::new(Loaded { config: config.clone(), generation }),
         });
         daemon.must_run("the writer of the set", &daemon.tasks, writer.run());
         daemon.start_looking_ahead();
         // What was kept over the restart is in the set and in the firewall before the first question is read.
         daemon.learner.begun().await;
+        if let Some((prepared, intake)) = cluster {
+            daemon.join(prepared, intake).await;
+        }
         daemon.start_files(&config.export_files);
         daemon.start_listeners(bound, &config.listen, &registry);
         daemon.start_warm(&registry);
@@ -382,7 +405,9 @@ impl Daemon {
         let generation = loaded.generation + 1;
         self.access.replace(config.listen.allow.clone());
         // The learner first: what is matched by the old catalogue meanwhile, it matches again.
-        let options = learn_options(&config, self.dns.iter().copied());
+        let mut options = learn_options(&config, self.dns.iter().copied());
+        // A cluster is joined or left with a restart.
+        options.is_shared = self.cluster.lock().is_some();
         self.learner.reload(listing(&catalogue), generation, Some(options), confirm).await;
         self.pipeline.replace(current(&config, generation, &catalogue, forward));
         self.catalogue.store(Arc::clone(&catalogue));
@@ -426,9 +451,28 @@ impl Daemon {
         }
         self.learner.close().await;
         let keeper = std::mem::take(&mut *self.keeper.lock());
+        let cluster = self.cluster.lock().take();
+        if let Some(cluster) = cluster {
+            let _ = tokio::time::timeout(TELL_PATIENCE, cluster.told()).await;
+        }
         keeper.ended().await;
         self.stop_rest.cancel();
         self.files.lock().cancel();
+    }
+
+    /// Joins the cluster, and waits a moment for what the others know: a consumer that comes here from one of them finds
+    /// what it had there.
+    async fn join(self: &Arc<Self>, prepared: cluster::Prepared, intake: Intake) {
+        let (cluster, running) =
+            prepared.join(self.learner.clone(), intake, self.relisted.subscribe(), self.clock.clone());
+        self.tasks.spawn(running);
+        if tokio::time::timeout(JOIN_PATIENCE, cluster.joined()).await.is_err() {
+            tracing::warn!(
+                "the cluster has not told all within {} s: starting with what is known",
+                JOIN_PATIENCE.as_secs()
+            );
+        }
+        *self.cluster.lock() = Some(cluster);
     }
 
     fn start_listeners(self: &Arc<Self>, bound: Vec<Bound>, options: &listen::Options, registry: &Registry) {
@@ -640,7 +684,7 @@ fn name_what_waits_for_a_restart(old: &Config, new: &Config) {
         ("clients.per-client", old.listen.max_connections_per_client != new.listen.max_connections_per_client),
         ("cache.size", old.cache.size_bytes != new.cache.size_bytes),
         ("catalogue.watch", old.watch != new.watch),
-        ("store", old.store != new.store),
+        ("store", old.store != new.store || old.cluster != new.cluster),
         ("export.nftables", old.export_nftables != new.export_nftables),
         ("log", old.log != new.log),
     ];

@@ -13,7 +13,7 @@
 //!                                           ├─ catalogue  match the name ─▶ tag
 //!                                           └─ learn      admit addresses ─▶ the one writer ─▶ set
 //!                        the answer waits for both, at most the hold: store, export::nftables ◀─┤
-//!                                                                            export, web ◀──────┘ ─▶ firewalls
+//!                                                                    cluster, export, web ◀──────┘ ─▶ firewalls
 //! ```
 //!
 //! Where nftables is programmed these are three processes: `keeper` starts and joins them, `learn` and all before it are
@@ -32,6 +32,7 @@
 //!    export                                 set, catalogue, admission, name, prefix, clock, metrics
 //!    policy                                 catalogue, wire, name, prefix
 //! 4  pipeline                               policy, cache, forward, catalogue, learn, wire, clock, metrics
+//!    cluster                                learn, set, catalogue, name, clock, metrics
 //!    warm                                   pipeline, catalogue, learn's read side, wire, name, source, clock, metrics
 //!    web                                    export, set, catalogue, learn's read side, metrics
 //! 5  listen                                 pipeline, wire, metrics
@@ -61,6 +62,8 @@ pub mod policy;
 pub mod store;
 
 pub mod pipeline;
+
+pub mod cluster;
 
 pub mod warm;
 

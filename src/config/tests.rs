@@ -354,6 +354,18 @@ const MISTAKES: &[(&str, &str)] = &[
         "[store]\ncluster = \"http://me:secret@host\"",
         "2:11: store.cluster: expected an URL that begins with rediss://, redis://, found \"http://…\"",
     ),
+    (
+        "[store]\ncluster = \"redis://me:secret@10.0.0.1\"",
+        "2:11: store.cluster: expected rediss:// beyond loopback, found redis://; store.insecure = true allows it",
+    ),
+    (
+        "[store]\ncluster = \"rediss://me:secret@h:x\"",
+        "2:11: store.cluster: expected rediss://[USER[:PASSWORD]@]HOST[:PORT][/DATABASE], found something else",
+    ),
+    (
+        "[store]\ncluster-id = \"a b\"",
+        "2:14: store.cluster-id: expected 1 to 64 letters, digits, `_`, `-` or `.`, found \"a b\"",
+    ),
     // Sockets.
     (
         "[listen]\ndns = [\"127.0.0.1\"]",

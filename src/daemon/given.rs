@@ -130,7 +130,10 @@ pub fn firewall_rules(file: Option<&Path>) -> Result<(Rules, usize), String> {
     let config = config.map_err(|problems| problems.to_string())?;
     let catalogue = catalogue::load(&config.catalogue, today()).map_err(|problems| problems.to_string())?.catalogue;
     let options = learn_options(&config, config.listen.dns.iter().map(|address| address.addr));
-    let span = options.min_hold.max(config.cache.max_ttl) + options.grace + SLACK;
+    // What other resolvers have learned may end later than any answer of ours.
+    let longest = options.min_hold.max(config.cache.max_ttl).saturating_add(options.grace);
+    let longest = config.cluster.as_ref().map_or(longest, |cluster| cluster.span_max.max(longest));
+    let span = longest.saturating_add(SLACK);
     let rules = Rules {
         admission: Admission::new(&options),
         max_total: options.max_total,
