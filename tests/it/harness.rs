@@ -286,7 +286,8 @@ impl Client {
 
     /// Sends octets over UDP and waits that long.
     pub async fn udp_within(&self, octets: &[u8], patience: Duration) -> Option<Vec<u8>> {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let from = if self.dns.ip().is_loopback() { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+        let socket = UdpSocket::bind((from, 0)).await.unwrap();
         socket.connect(self.dns).await.unwrap();
         socket.send(octets).await.unwrap();
         let mut reply = vec![0; 65_535];

@@ -2,6 +2,7 @@
 
 mod ahead;
 mod answers;
+mod cluster;
 mod commands;
 mod consumers;
 mod datagrams;

@@ -405,13 +405,27 @@ async fn board_and_alerts_ask_for_what_there_is() {
         ("the alerts' test", std::fs::read_to_string(deploy("prometheus/alerts_test.yml")).unwrap()),
     ] {
         assert!(wanted(&text).len() > 8, "{file}");
-        assert_there(file, &text, &samples, |name| !is_of_a_firewall(name));
+        assert_there(file, &text, &samples, |name| !is_of_a_firewall(name) && !is_of_a_cluster(name));
     }
 }
 
 /// Whether a metric is there only where nftables is filled, or of `greenlane sync`.
 fn is_of_a_firewall(name: &str) -> bool {
     name.starts_with("greenlane_nftables_") || name.starts_with("greenlane_sync_")
+}
+
+/// Whether a metric is there only where several resolvers share the set.
+fn is_of_a_cluster(name: &str) -> bool {
+    name.starts_with("greenlane_cluster_")
+}
+
+/// Holds the alerts and their test to ask a cluster for what `/metrics` of one of its resolvers has.
+#[track_caller]
+pub(crate) fn assert_asked_for_what_a_cluster_has(metrics: &str) {
+    let samples = read(metrics);
+    for file in ["prometheus/alerts.yml", "prometheus/alerts_test.yml"] {
+        assert_there(file, &std::fs::read_to_string(deploy(file)).unwrap(), &samples, is_of_a_cluster);
+    }
 }
 
 /// Holds the board, the alerts and their test to ask a firewall for what `/metrics` of `greenlane sync` has.
@@ -446,5 +460,5 @@ async fn a_fresh_daemon_shows_its_counters_at_zero() {
     let greenlane = Setup::new(upstream.addr).start().await;
     let samples = read(&greenlane.text("/metrics").await);
     let alerts = std::fs::read_to_string(deploy("prometheus/alerts.yml")).unwrap();
-    assert_there("the alerts", &alerts, &samples, |name| !is_of_a_firewall(name));
+    assert_there("the alerts", &alerts, &samples, |name| !is_of_a_firewall(name) && !is_of_a_cluster(name));
 }
