@@ -15,6 +15,15 @@ use tokio::sync::watch;
 /// The longest single sleep on the real clock: timers stand still while the machine is suspended.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 
+/// How often two clocks are read until nothing came between.
+const READINGS_MAX: usize = 50;
+
+/// Returns what the kernel's monotonic clock shows.
+fn monotonic_millis() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000)
+}
+
 /// An instant: milliseconds since the Unix epoch on our own clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(u64);
@@ -48,6 +57,11 @@ impl Timestamp {
     /// Returns the instant `span` later.
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// Returns the instant so many milliseconds later, or earlier.
+    pub const fn shifted(self, millis: i64) -> Self {
+        Self(self.0.saturating_add_signed(millis))
     }
 
     /// Returns the span since `earlier`, zero if that lies ahead.
@@ -93,6 +107,28 @@ impl Clock {
             Source::System { started, started_millis } => Timestamp(*started_millis).after(started.elapsed()),
             Source::Manual(now) => Timestamp(*now.borrow()),
         }
+    }
+
+    /// Returns how many milliseconds this clock is ahead of the kernel's monotonic one: it stays the same while the
+    /// process lives, and two processes of one boot differ by what the wall clock was set in between. A manual clock has
+    /// none.
+    pub fn ahead_of_monotonic_millis(&self) -> Option<i64> {
+        let Source::System { .. } = &self.0 else { return None };
+        // Both are read at one moment only if nobody came between; the closest reading counts.
+        let readings = (0..READINGS_MAX).map(|_| {
+            let before = monotonic_millis();
+            let now = i64::try_from(self.now().as_millis()).ok();
+            let after = monotonic_millis();
+            (after.saturating_sub(before), now.map(|now| now.saturating_sub(after)))
+        });
+        let mut best = (i64::MAX, None);
+        for reading in readings {
+            best = if reading.0 < best.0 { reading } else { best };
+            if best.0 <= 1 {
+                break;
+            }
+        }
+        best.1
     }
 
     /// Moves a manual clock on, for all its clones; the real clock is left alone.
@@ -172,6 +208,17 @@ mod tests {
         let end = clock.now().after(Duration::from_millis(20));
         clock.sleep_until(end).await;
         assert!(clock.now() >= end);
+    }
+
+    #[test]
+    fn clocks_of_one_boot_differ_by_what_the_system_was_set() {
+        let (first, second) = (Clock::system(), Clock::system());
+        let ahead = |clock: &Clock| clock.ahead_of_monotonic_millis().unwrap();
+        // Nobody sets the system's clock during a test; it may be slewed, and we may have been kept waiting.
+        assert!(ahead(&first).abs_diff(ahead(&second)) < 5000);
+        assert_eq!(Clock::manual(Timestamp::from_secs(1)).ahead_of_monotonic_millis(), None);
+        assert_eq!(Timestamp::from_millis(5).shifted(-7), Timestamp::from_millis(0));
+        assert_eq!(Timestamp::from_millis(5).shifted(7), Timestamp::from_millis(12));
     }
 
     #[test]

@@ -28,17 +28,19 @@ use tokio_util::task::TaskTracker;
 use crate::cache::Cache;
 use crate::catalogue::{self, Catalogue};
 use crate::clock::Clock;
+use crate::cluster::{self, Cluster};
 use crate::config::{Config, Env};
 use crate::export::file;
 use crate::forward::{self, Forward};
 use crate::learn::{self, Confirm, Learner, Listing};
-use crate::listen::plain::Plain;
+use crate::listen::plain::{Beats, Plain};
 use crate::listen::streams::{Open, Streams};
 use crate::listen::{self, Access, BindError, Bound, Front};
 use crate::metrics::Registry;
 use crate::pipeline::{Current, Pipeline};
 use crate::policy::Special;
 use crate::prefix::Prefix;
+use crate::set::outlet::{Intake, outlet_aside};
 use crate::set::{Joins, StaticEntry};
 use crate::source::Problems;
 use crate::store::StoreError;
@@ -46,18 +48,35 @@ use crate::warm::{Wanted, Warm};
 use crate::web;
 use crate::wire::Rules;
 
+mod files;
 mod given;
+mod handed;
+mod saved;
 mod sinks;
 mod stats;
 mod watch;
 
-pub use given::{AgentAway, Given, Sockets, firewall_rules};
+pub use files::files;
+pub use given::{AgentAway, Given, Patience, Sockets, firewall_rules};
+pub use handed::HandedError;
 
 use given::web_error;
 use sinks::{Keeper, Sinks};
 
 /// How long questions that wait may take to be answered once the end has begun.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often it is looked for signs of life.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long everything else may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the cluster may take to tell what the others know, before the first question.
+const JOIN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the others may take to be told the last changes.
+const TELL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A part that must run as long as the daemon, and ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +91,9 @@ pub enum StartError {
     /// A DNS socket.
     #[error("{0}")]
     Listen(#[from] BindError),
+    /// A socket that the service manager passed.
+    #[error("{0}")]
+    Handed(#[from] HandedError),
     /// No DNS socket is left: every address is a default one that this host lacks.
     #[error("listen.dns: this host has none of the default addresses; name one that it has")]
     NoAddress,
@@ -98,6 +120,9 @@ pub enum StartError {
     /// The store.
     #[error("store.path: {0}")]
     Store(#[from] StoreError),
+    /// The cluster.
+    #[error("{0}")]
+    Cluster(#[from] cluster::OptionsError),
     /// Threads.
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
@@ -109,11 +134,13 @@ impl StartError {
         matches!(
             self,
             Self::Catalogue(_)
+                | Self::Handed(_)
                 | Self::NoAddress
                 | Self::Forward(_)
                 | Self::Export(file::CheckError::NoFile(_))
                 | Self::Token(_)
                 | Self::WarmNames(_)
+                | Self::Cluster(_)
         )
     }
 }
@@ -194,10 +221,12 @@ pub struct Daemon {
     watch: Mutex<Option<watch::Watch>>,
     file_metrics: file::Metrics,
     keeper: Mutex<Keeper>,
+    beats: Beats,
     tasks: TaskTracker,
     listeners: TaskTracker,
     ended: tokio::sync::Mutex<mpsc::Receiver<Stopped>>,
     ending: mpsc::Sender<Stopped>,
+    cluster: Mutex<Option<Cluster>>,
 }
 
 impl Daemon {
@@ -214,13 +243,13 @@ impl Daemon {
     /// # Errors
     /// See [`StartError`]; nothing is left running.
     pub async fn start_with(config: Config, source: Option<PathBuf>, given: Given) -> Result<Arc<Self>, StartError> {
-        let Given { sockets, agent } = given;
+        let Given { sockets, passed, agent } = given;
         let clock = Clock::system();
         let registry = Registry::new();
         let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
         config.export_files.iter().try_for_each(file::check)?;
         let tokens = read_tokens(&config)?;
-        let Sockets { dns, web } = sockets.map_or_else(|| Sockets::bind(&config), Ok)?;
+        let Sockets { dns, web } = sockets.map_or_else(|| Sockets::take(passed, &config, Patience::None), Ok)?;
         let bound = dns.into_iter().map(listen::read).collect::<Result<Vec<_>, _>>()?;
         let web = web.map(TcpListener::from_std).transpose().map_err(|source| web_error(&config, source))?;
         let forward = Arc::new(Forward::new(config.forward.clone(), clamps(&config), clock.clone(), &registry)?);
@@ -230,7 +259,13 @@ impl Daemon {
         let wanted = wanted(&config, &catalogue).map_err(StartError::WarmNames)?;
         let generation = 1;
         let options = learn_options(&config, bound.iter().map(|sockets| sockets.addr));
-        let Sinks { outlets, restored, keeper } = Sinks::start(&config, agent, &clock, &registry)?;
+        let cluster = config.cluster.as_ref().map(|options| cluster::Prepared::new(options, &registry)).transpose()?;
+        let Sinks { mut outlets, restored, keeper } = Sinks::start(&config, agent, &clock, &registry)?;
+        let cluster = cluster.map(|prepared| {
+            let (outlet, intake) = outlet_aside("cluster");
+            outlets.push(outlet);
+            (prepared, intake)
+        });
         let joins = Joins::default();
         let start =
             learn::Start { options, listing: listing(&catalogue), generation, outlets, joins: joins.clone(), restored };
@@ -263,19 +298,25 @@ impl Daemon {
             watch: Mutex::new(None),
             file_metrics: file::Metrics::new(&registry),
             keeper: Mutex::new(keeper),
+            beats: Beats::default(),
             tasks: TaskTracker::new(),
             listeners: TaskTracker::new(),
             ended: tokio::sync::Mutex::new(ended),
             ending,
+            cluster: Mutex::new(None),
             loaded: tokio::sync::Mutex::new(Loaded { config: config.clone(), generation }),
         });
         daemon.must_run("the writer of the set", &daemon.tasks, writer.run());
         daemon.start_looking_ahead();
         // What was kept over the restart is in the set and in the firewall before the first question is read.
         daemon.learner.begun().await;
+        if let Some((prepared, intake)) = cluster {
+            daemon.join(prepared, intake).await;
+        }
         daemon.start_files(&config.export_files);
         daemon.start_listeners(bound, &config.listen, &registry);
         daemon.start_warm(&registry);
+        saved::start_reading(&daemon, &config);
         if let Some(listener) = web {
             daemon.start_web(listener, &config, registry, joins);
         }
@@ -382,7 +423,9 @@ impl Daemon {
         let generation = loaded.generation + 1;
         self.access.replace(config.listen.allow.clone());
         // The learner first: what is matched by the old catalogue meanwhile, it matches again.
-        let options = learn_options(&config, self.dns.iter().copied());
+        let mut options = learn_options(&config, self.dns.iter().copied());
+        // A cluster is joined or left with a restart.
+        options.is_shared = self.cluster.lock().is_some();
         self.learner.reload(listing(&catalogue), generation, Some(options), confirm).await;
         self.pipeline.replace(current(&config, generation, &catalogue, forward));
         self.catalogue.store(Arc::clone(&catalogue));
@@ -412,8 +455,18 @@ impl Daemon {
         }
     }
 
-    /// Takes no more questions, answers those that wait, ends everything.
+    /// Waits until every thread that reads datagrams has taken a turn from now on, and the writer of the set, too. If one
+    /// of them hangs it does not return.
+    pub async fn shown_life(&self) {
+        let before = self.beats.counts();
+        while !self.learner.is_alive().await || !self.beats.have_all_moved(&before) {
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    /// Saves the cache if asked to, takes no more questions, answers those that wait, ends everything.
     pub async fn drain(&self) {
+        saved::write(self).await;
         self.stop.cancel();
         self.listeners.close();
         let answered = async {
@@ -426,9 +479,33 @@ impl Daemon {
         }
         self.learner.close().await;
         let keeper = std::mem::take(&mut *self.keeper.lock());
+        let cluster = self.cluster.lock().take();
+        if let Some(cluster) = cluster {
+            let _ = tokio::time::timeout(TELL_PATIENCE, cluster.told()).await;
+        }
         keeper.ended().await;
         self.stop_rest.cancel();
         self.files.lock().cancel();
+        // Requests under way on the web get their second.
+        self.tasks.close();
+        if tokio::time::timeout(END_PATIENCE, self.tasks.wait()).await.is_err() {
+            tracing::debug!("some tasks did not end within {} s", END_PATIENCE.as_secs());
+        }
+    }
+
+    /// Joins the cluster, and waits a moment for what the others know: a consumer that comes here from one of them finds
+    /// what it had there.
+    async fn join(self: &Arc<Self>, prepared: cluster::Prepared, intake: Intake) {
+        let (cluster, running) =
+            prepared.join(self.learner.clone(), intake, self.relisted.subscribe(), self.clock.clone());
+        self.tasks.spawn(running);
+        if tokio::time::timeout(JOIN_PATIENCE, cluster.joined()).await.is_err() {
+            tracing::warn!(
+                "the cluster has not told all within {} s: starting with what is known",
+                JOIN_PATIENCE.as_secs()
+            );
+        }
+        *self.cluster.lock() = Some(cluster);
     }
 
     fn start_listeners(self: &Arc<Self>, bound: Vec<Bound>, options: &listen::Options, registry: &Registry) {
@@ -438,7 +515,8 @@ impl Daemon {
             clock: self.clock.clone(),
             meter: listen::Meter::new(registry),
         };
-        let plain = Plain { front: front.clone(), waiting: Arc::clone(&self.waiting), backend: options.backend };
+        let (waiting, beats) = (Arc::clone(&self.waiting), self.beats.clone());
+        let plain = Plain { front: front.clone(), waiting, backend: options.backend, beats };
         let open = Arc::new(Open::new(options.max_connections, options.max_connections_per_client));
         let streams = Streams { front, open, talking: self.listeners.clone() };
         for sockets in bound {
@@ -640,7 +718,7 @@ fn name_what_waits_for_a_restart(old: &Config, new: &Config) {
         ("clients.per-client", old.listen.max_connections_per_client != new.listen.max_connections_per_client),
         ("cache.size", old.cache.size_bytes != new.cache.size_bytes),
         ("catalogue.watch", old.watch != new.watch),
-        ("store", old.store != new.store),
+        ("store", old.store != new.store || old.cluster != new.cluster),
         ("export.nftables", old.export_nftables != new.export_nftables),
         ("log", old.log != new.log),
     ];

@@ -13,7 +13,7 @@
 //!                                           ├─ catalogue  match the name ─▶ tag
 //!                                           └─ learn      admit addresses ─▶ the one writer ─▶ set
 //!                        the answer waits for both, at most the hold: store, export::nftables ◀─┤
-//!                                                                            export, web ◀──────┘ ─▶ firewalls
+//!                                                                    cluster, export, web ◀──────┘ ─▶ firewalls
 //! ```
 //!
 //! Where nftables is programmed these are three processes: `keeper` starts and joins them, `learn` and all before it are
@@ -23,7 +23,7 @@
 //! Layers, lower ones never import higher ones (`tests/it/layers.rs` holds us to it):
 //!
 //! ```text
-//! 0  name, prefix, source, clock, metrics, wire, admission, privilege, keeper   nothing of ours but each other
+//! 0  name, prefix, source, clock, metrics, wire, admission, privilege, sandbox, manager, keeper   nothing of ours but each other
 //! 1  catalogue                              layer 0
 //! 2  cache, forward                         wire, name, clock, metrics
 //!    set                                    name, prefix, clock, metrics, catalogue's Tag
@@ -32,6 +32,7 @@
 //!    export                                 set, catalogue, admission, name, prefix, clock, metrics
 //!    policy                                 catalogue, wire, name, prefix
 //! 4  pipeline                               policy, cache, forward, catalogue, learn, wire, clock, metrics
+//!    cluster                                learn, set, catalogue, name, clock, metrics
 //!    warm                                   pipeline, catalogue, learn's read side, wire, name, source, clock, metrics
 //!    web                                    export, set, catalogue, learn's read side, metrics
 //! 5  listen                                 pipeline, wire, metrics
@@ -42,10 +43,12 @@
 pub mod admission;
 pub mod clock;
 pub mod keeper;
+pub mod manager;
 pub mod metrics;
 pub mod name;
 pub mod prefix;
 pub mod privilege;
+pub mod sandbox;
 pub mod source;
 pub mod wire;
 
@@ -61,6 +64,8 @@ pub mod policy;
 pub mod store;
 
 pub mod pipeline;
+
+pub mod cluster;
 
 pub mod warm;
 

@@ -3,7 +3,8 @@
 //! Each part defines its metrics beside its code and takes them from a [`Registry`] once. Names follow
 //! `greenlane_<part>_<what>_<unit>`, counters end in `_total`. Label values come from enums, app ids and the
 //! numbered places of upstreams in the configuration; a metric label never takes a domain name or an address.
-//! What is counted with every question goes into a [`Tally`], so that threads do not meet at a counter.
+//! What is counted with every question goes into a [`Tally`], what is measured into [`Spans`], so that threads do not
+//! meet at a counter.
 
 use std::sync::Arc;
 
@@ -11,8 +12,10 @@ use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{Encoder, TextEncoder};
 
+mod spans;
 mod tally;
 
+pub use spans::Spans;
 pub use tally::{Lane, Tallied, Tally};
 
 /// The media type of the text format that [`Registry::render`] prints.

@@ -36,6 +36,7 @@ pub use crate::cache::Near;
 use crate::cache::{Ahead, Cache, Entry, Found, KeyBuf, Mark, Tagged};
 use crate::catalogue::{Catalogue, MatchId, Tag};
 use crate::clock::{Clock, Timestamp};
+pub use crate::forward::Exchange;
 use crate::forward::Forward;
 use crate::learn::{Learner, Offer, Outcome, Unknown};
 use crate::metrics::Registry;
@@ -46,11 +47,14 @@ use crate::wire::{
 };
 
 mod ahead;
+mod errands;
 mod flight;
 mod meter;
 mod own;
+mod restored;
 mod stale;
 
+pub use errands::Errands;
 pub use flight::Tell;
 pub use own::Heard;
 
@@ -363,13 +367,13 @@ impl Pipeline {
             // Came in between, by the flight before this one.
             Some(entry) if entry.is_fresh(now) && entry.is_programmed() && entry.is_of(current.load().generation) => {
                 meter.hit();
-                self.tell(flight.leader.land(), &entry);
+                self.tell(flight.leader.land(), &entry, now);
             }
             Some(entry) if entry.is_fresh(now) => {
                 let pipeline = self.clone();
-                flight.runtime.clone().spawn(async move {
+                errands::spawn(&flight.runtime.clone(), async move {
                     let again = pipeline.learn_again(&flight.question, &entry, flight.client).await;
-                    pipeline.deliver(flight, &again);
+                    pipeline.deliver(flight, &again, pipeline.0.clock.now());
                 });
             }
             Some(entry) if self.may_be_stale(&entry, now) => {
@@ -444,20 +448,20 @@ impl Pipeline {
         };
         let octets = answer.heap_bytes();
         let entry = move |question: &Question, mark| Entry::new(question, answer.kept(), stored, lifetime_secs, mark);
-        match self.learn_known(&flight.question, (facts, octets), 0, flight.client) {
+        match self.learn_known(&flight.question, (facts, octets), 0, (flight.client, stored)) {
             Ok(mark) => {
                 let entry = entry(&flight.question, mark);
-                self.deliver(flight, &entry);
+                self.deliver(flight, &entry, stored);
             }
-            Err(lesson) => drop(flight.runtime.clone().spawn(async move {
+            Err(lesson) => errands::spawn(&flight.runtime.clone(), async move {
                 let entry = entry(&flight.question, self.learn_rest(lesson).await);
-                self.deliver(flight, &entry);
-            })),
+                self.deliver(flight, &entry, self.0.clock.now());
+            }),
         }
     }
 
     /// Keeps an answer and tells it to all who wait for it.
-    fn deliver<S: FnOnce(Passengers)>(&self, flight: Flight<S>, entry: &Entry) {
+    fn deliver<S: FnOnce(Passengers)>(&self, flight: Flight<S>, entry: &Entry, now: Timestamp) {
         let Flight { question, client, upstreams, leader, aged, seat, .. } = flight;
         let (is_kept, is_failure) = (entry.lifetime_secs() > 0, entry.answer().kind() == wire::Kind::Failure);
         let result = match (is_kept && !is_failure, entry.is_programmed()) {
@@ -468,12 +472,11 @@ impl Pipeline {
         if seat.is_some() {
             self.0.meter.prefetch(result);
         }
-        let is_old_better =
-            |aged: &Aged| seat.is_some() && result != Prefetch::Refreshed && aged.entry.is_fresh(self.0.clock.now());
+        let is_old_better = |aged: &Aged| seat.is_some() && result != Prefetch::Refreshed && aged.entry.is_fresh(now);
         if aged.as_ref().is_some_and(is_old_better) {
             // The old one is given to its end, as if nobody had asked.
         } else if is_kept && (client.is_some() || !self.is_worse(&question, entry)) {
-            self.keep(&question, entry, &upstreams);
+            self.keep(&question, entry, &upstreams, now);
         } else if aged.is_some() && !is_failure {
             // What came instead cannot be kept, but it is the truth.
             self.0.cache.remove(KeyBuf::new().fill_of(&question));
@@ -482,7 +485,7 @@ impl Pipeline {
         if aged.is_some() && !passengers.is_empty() {
             self.0.meter.miss();
         }
-        self.tell(passengers, entry);
+        self.tell(passengers, entry, now);
     }
 
     /// Returns whether the entry is a failure where the cache has an answer that may still be given: one of our own
@@ -497,13 +500,13 @@ impl Pipeline {
     }
 
     /// Tells an answer to those who waited for it.
-    fn tell(&self, passengers: Passengers, entry: &Entry) {
+    fn tell(&self, passengers: Passengers, entry: &Entry, now: Timestamp) {
         for passenger in passengers {
             match passenger {
                 // Whoever waited may be gone.
                 Passenger::Task(seat) => drop(seat.send(entry.clone())),
                 Passenger::Packet(packet) => self.reply(packet, |view, transport, out| {
-                    self.finish(entry, view, transport, self.0.clock.now(), out);
+                    self.finish(entry, view, transport, now, out);
                 }),
             }
         }
@@ -536,7 +539,7 @@ impl Pipeline {
         let rules = Rules { min_ttl: 0, max_ttl: u32::MAX, negative_max_ttl: u32::MAX, trust_ad: true };
         let facts = wire::walk(entry.answer().bytes(), question, &rules).map(|walked| walked.facts).unwrap_or_default();
         let octets = entry.answer().octets().len();
-        let mark = match self.learn_known(question, (facts, octets), entry.age_secs(now), client) {
+        let mark = match self.learn_known(question, (facts, octets), entry.age_secs(now), (client, now)) {
             Ok(mark) => mark,
             Err(lesson) => self.learn_rest(lesson).await,
         };
@@ -552,9 +555,9 @@ impl Pipeline {
         question: &Question,
         (facts, octets): (Facts, usize),
         age_secs: u32,
-        client: Option<IpAddr>,
+        (client, now): (Option<IpAddr>, Timestamp),
     ) -> Result<Mark, Box<Lesson>> {
-        let Shared { learner, clock, meter, current, .. } = &*self.0;
+        let Shared { learner, meter, current, .. } = &*self.0;
         let current = current.load();
         let id = current.catalogue.find(&question.name);
         let found = id.map(|id| (id, current.catalogue.tag(id)));
@@ -563,13 +566,13 @@ impl Pipeline {
         let (listed, targets) = match found {
             Some((_, tag)) => (Some((question.name.clone(), tag)), facts.targets),
             // What a target points to in its turn is not followed.
-            None => (learner.followed(&question.name, clock.now()), Vec::new()),
+            None => (learner.followed(&question.name, now), Vec::new()),
         };
         let mark = Mark { generation: current.generation, tagged, is_learned: listed.is_some(), programmed: true };
         let Some((name, tag)) = listed else { return Ok(mark) };
         // What stands behind the last name of a chain that counts is given, but not learned: told like any answer
-        // that is not in the set. Without a chain the answer is our own.
-        let is_cut = !facts.all_addresses && !facts.chain.is_empty();
+        // that is not in the set.
+        let is_cut = !facts.all_addresses;
         if is_cut {
             learner.cut();
         }
@@ -588,7 +591,7 @@ impl Pipeline {
             client,
             generation: current.generation,
         };
-        match learner.offer_known(offer, clock.now()) {
+        match learner.offer_known(offer, now) {
             Ok(outcome) => Ok(self.learned(mark, outcome, &targets)),
             Err(unknown) => Err(Box::new(Lesson { mark, targets, unknown })),
         }
@@ -624,11 +627,11 @@ impl Pipeline {
 
     /// Puts an entry into the cache, unless its name became a followed target while it was on its way, or others than
     /// `upstreams` are asked now. Both are looked at afterwards: what changes later finds the entry there and drops it.
-    fn keep(&self, question: &Question, entry: &Entry, upstreams: &Arc<Forward>) {
-        let Shared { cache, learner, clock, current, .. } = &*self.0;
+    fn keep(&self, question: &Question, entry: &Entry, upstreams: &Arc<Forward>, now: Timestamp) {
+        let Shared { cache, learner, current, .. } = &*self.0;
         cache.insert(KeyBuf::new().fill_of(question), entry.clone());
         let was_not_learned = !entry.is_learned() && ADDRESS_TYPES.contains(&question.qtype);
-        let is_followed = was_not_learned && learner.followed(&question.name, clock.now()).is_some();
+        let is_followed = was_not_learned && learner.followed(&question.name, now).is_some();
         if is_followed || !Arc::ptr_eq(upstreams, current.load().forward()) {
             cache.remove(KeyBuf::new().fill_of(question));
         }

@@ -8,7 +8,7 @@
 
 use std::io;
 
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
@@ -55,6 +55,14 @@ pub fn keep_only(kept: Kept) -> io::Result<()> {
     set_capabilities(None, CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() })?;
     set_no_new_privs(true)?;
     Ok(())
+}
+
+/// Lets this process open as many files as it may at most. The usual bound of 1,024 is there for programs that count
+/// descriptors in sets of bits; connections may be more.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // What is refused leaves the bound as it was, and that is lived with.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Has this process killed when its parent ends.

@@ -52,11 +52,11 @@ promtool check metrics <"$work/metrics" || fail "promtool refuses /metrics"
 promtool check rules deploy/prometheus/alerts.yml
 promtool test rules deploy/prometheus/alerts_test.yml
 jq -e . deploy/grafana/greenlane.json >/dev/null || fail "the board is no JSON"
-# Metrics of sinks, of nftables and of greenlane sync are there only where those run: they must at least be ours.
+# Metrics of sinks, of a cluster, of nftables and of greenlane sync are there only where those run: they must at least be ours.
 for metric in $(cat deploy/grafana/greenlane.json deploy/prometheus/alerts.yml | grep -oE 'greenlane_[a-z_]+' | sort -u); do
   case $metric in
-    greenlane_learn_sink_* | greenlane_store_* | greenlane_nftables_* | greenlane_sync_*)
-      grep -rqF "\"${metric%_bucket}\"" src/learn src/store src/export || fail "board or alerts ask for $metric, which nothing has"
+    greenlane_learn_sink_* | greenlane_store_* | greenlane_cluster_* | greenlane_nftables_* | greenlane_sync_*)
+      grep -rqF "\"${metric%_bucket}\"" src/learn src/store src/cluster src/export || fail "board or alerts ask for $metric, which nothing has"
       continue ;;
   esac
   grep -qE "^# TYPE (${metric}|${metric%_bucket}|${metric%_sum}|${metric%_count}) " "$work/metrics" ||

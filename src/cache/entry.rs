@@ -10,7 +10,7 @@ use triomphe::ThinArc;
 use crate::clock::Timestamp;
 use crate::metrics::Tally;
 use crate::name::Name;
-use crate::wire::{HEADER_LEN, Kept, Question, Shape, TagOption, class};
+use crate::wire::{HEADER_LEN, Kept, Kind, Parts, Question, Shape, TagOption, class};
 
 /// Longest key: type, flags and a name of 255 octets.
 const KEY_LEN_MAX: usize = 3 + 255;
@@ -46,20 +46,26 @@ pub struct Mark {
 #[derive(Clone)]
 pub struct Entry(ThinArc<Head, u8>);
 
-/// What stands before the octets.
+/// What stands before the octets, in half a cache line: with the two words before it, the octets begin at a multiple of
+/// what allocations are rounded to.
 struct Head {
-    /// When the answer came.
-    stored: Timestamp,
     tagged: Option<Arc<Tagged>>,
-    /// The lifetime in it is how long the entry is good for.
-    shape: Shape,
+    /// When the answer came: the lower 32 bits of its milliseconds, and the upper ones.
+    stored_low: u32,
+    stored_high: u16,
+    /// Of the shape; the lifetime is how long the entry is good for.
+    message_len: u16,
+    ttl_count: u16,
+    /// The rcode in 12 bits, and the flags of [`FLAGS`] in the upper four.
+    rcode_and_flags: u16,
+    lifetime_secs: u32,
     /// Generations beyond its range are never found again; that many reloads do not happen.
     generation: u32,
-    flags: u8,
-    /// What becomes of it while it is kept: see [`GIVEN`], [`ASKED_ANEW`] and [`HAS_LEFT`].
-    state: AtomicU8,
     /// The lower bits of the second in which it was last asked for in vain; 0 for never.
     failed: AtomicU16,
+    kind: Kind,
+    /// What becomes of it while it is kept: see [`GIVEN`], [`ASKED_ANEW`], [`HAS_LEFT`] and [`USED`].
+    state: AtomicU8,
 }
 
 /// Bits that count how often an answer was given; once they are full it is in demand.
@@ -68,12 +74,18 @@ const GIVEN: u8 = 0b11;
 const ASKED_ANEW: u8 = 1 << 2;
 /// It left the cache.
 const HAS_LEFT: u8 = 1 << 3;
+/// Bits that count how often it was found in the cache since it was last looked at to leave.
+const USED: u8 = 0b11 << 4;
+const USED_ONCE: u8 = 1 << 4;
 
 /// Shorter lives than this are not asked for ahead: it would come to asking all the time.
 const LIFETIME_MIN_SECS: u32 = 10;
 
 /// After a failure nobody is asked for this long (RFC 8767 §5).
 const RECHECK_SECS: u16 = 30;
+
+/// Where the flags stand beside the rcode.
+const FLAGS: u32 = 12;
 
 /// DO and CD of the question, as in a key.
 const FLAGS_OF_QUESTION: u8 = DNSSEC_OK | CHECKING_DISABLED;
@@ -86,33 +98,41 @@ impl Entry {
     /// Copies an answer that came at `stored`; it is good for `lifetime_secs`.
     pub fn new(question: &Question, answer: Kept<'_>, stored: Timestamp, lifetime_secs: u32, mark: Mark) -> Self {
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        let flags = flags_of(question.dnssec_ok, question.checking_disabled)
+            | flag(mark.is_learned, IS_LEARNED)
+            | flag(mark.programmed, PROGRAMMED);
+        let Parts { message_len, ttl_count, rcode, kind, .. } = answer.shape().parts();
+        // 48 bits of milliseconds reach to the year 10,889.
+        let millis = stored.as_millis().min((1 << 48) - 1);
         let head = Head {
-            stored,
-            shape: answer.shape().with_lifetime(lifetime_secs),
-            generation: u32::try_from(mark.generation).unwrap_or(u32::MAX),
-            flags: flags_of(question.dnssec_ok, question.checking_disabled)
-                | flag(mark.is_learned, IS_LEARNED)
-                | flag(mark.programmed, PROGRAMMED),
             tagged: mark.tagged,
-            state: AtomicU8::new(0),
+            stored_low: millis as u32,
+            stored_high: (millis >> 32) as u16,
+            message_len,
+            ttl_count,
+            rcode_and_flags: rcode & ((1 << FLAGS) - 1) | u16::from(flags) << FLAGS,
+            lifetime_secs,
+            generation: u32::try_from(mark.generation).unwrap_or(u32::MAX),
             failed: AtomicU16::new(0),
+            kind,
+            state: AtomicU8::new(0),
         };
         Self(ThinArc::from_header_and_slice(head, answer.octets()))
     }
 
     /// Returns the answer for reading.
     pub fn answer(&self) -> Kept<'_> {
-        Kept::new(self.head().shape, &self.0.slice)
+        Kept::new(self.head().shape(), &self.0.slice)
     }
 
     /// Returns when the answer came.
     pub fn stored(&self) -> Timestamp {
-        self.head().stored
+        self.head().stored()
     }
 
     /// Returns how long it is good for, in seconds.
     pub fn lifetime_secs(&self) -> u32 {
-        self.head().shape.lifetime_secs()
+        self.head().lifetime_secs
     }
 
     /// Returns the tag, if the name asked is listed.
@@ -127,12 +147,12 @@ impl Entry {
 
     /// See [`Mark::is_learned`].
     pub fn is_learned(&self) -> bool {
-        self.head().flags & IS_LEARNED != 0
+        self.head().flags() & IS_LEARNED != 0
     }
 
     /// See [`Mark::programmed`].
     pub fn is_programmed(&self) -> bool {
-        self.head().flags & PROGRAMMED != 0
+        self.head().flags() & PROGRAMMED != 0
     }
 
     /// Returns whether the answer may still be given.
@@ -152,7 +172,7 @@ impl Entry {
     /// All threads share the count, so it is written only until the demand is known.
     #[inline]
     pub fn is_due(&self, now: Timestamp) -> bool {
-        let Head { state: shared, shape, stored, .. } = self.head();
+        let Head { state: shared, lifetime_secs, .. } = self.head();
         let state = shared.load(Ordering::Relaxed);
         if state & ASKED_ANEW != 0 {
             return false;
@@ -162,7 +182,7 @@ impl Entry {
             let _ = shared.compare_exchange(state, state + 1, Ordering::Relaxed, Ordering::Relaxed);
             return false;
         }
-        let (lifetime_secs, age_millis) = (shape.lifetime_secs(), now.as_millis().saturating_sub(stored.as_millis()));
+        let (lifetime_secs, age_millis) = (*lifetime_secs, now.as_millis().saturating_sub(self.stored().as_millis()));
         lifetime_secs >= LIFETIME_MIN_SECS
             && age_millis >= u64::from(lifetime_secs) * 900
             && shared.fetch_or(ASKED_ANEW, Ordering::Relaxed) & ASKED_ANEW == 0
@@ -184,14 +204,9 @@ impl Entry {
 
     /// Returns the question that it answers; `None` never comes of an entry that was made of an answer.
     pub fn question(&self) -> Option<Question> {
-        let rest = self.0.slice.get(HEADER_LEN..)?;
-        let mut name_len = 1;
-        while let Some(len @ 1..) = rest.get(name_len - 1) {
-            name_len += 1 + usize::from(*len);
-        }
-        let (name, rest) = rest.split_at_checked(name_len)?;
+        let (name, rest) = self.name_and_rest()?;
         let qtype = u16::from_be_bytes(*rest.first_chunk()?);
-        let flags = self.head().flags;
+        let flags = self.head().flags();
         let (dnssec_ok, checking_disabled) = (flags & DNSSEC_OK != 0, flags & CHECKING_DISABLED != 0);
         Some(Question { name: Name::from_wire(name).ok()?, qtype, qclass: class::IN, dnssec_ok, checking_disabled })
     }
@@ -223,6 +238,26 @@ impl Entry {
         self.head().state.load(Ordering::Acquire) & HAS_LEFT == 0
     }
 
+    /// Notes that it was found in the cache. All threads share the note, so it is written only until it is full.
+    pub(super) fn note_found(&self) {
+        let state = &self.head().state;
+        let before = state.load(Ordering::Relaxed);
+        if before & USED < USED {
+            // Of two at once one may be lost.
+            let _ = state.compare_exchange(before, before + USED_ONCE, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns how often it was found since, at most three times, and forgets one of these.
+    pub(super) fn count_down(&self) -> u8 {
+        let state = &self.head().state;
+        let before = state.load(Ordering::Relaxed);
+        if before & USED != 0 {
+            let _ = state.compare_exchange(before, before - USED_ONCE, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        (before & USED) / USED_ONCE
+    }
+
     pub(super) fn leave(&self) {
         self.head().state.fetch_or(HAS_LEFT, Ordering::Release);
     }
@@ -232,7 +267,7 @@ impl Entry {
         let Some((&[high, low, flags], name)) = key.split_first_chunk() else { return false };
         // The question stands behind the header: the name, lower case and whole, then type and class.
         let kept = self.0.slice.get(HEADER_LEN..).unwrap_or_default();
-        flags == self.head().flags & FLAGS_OF_QUESTION
+        flags == self.head().flags() & FLAGS_OF_QUESTION
             && kept.get(..name.len()) == Some(name)
             && kept.get(name.len()..name.len() + 2) == Some(&[high, low])
     }
@@ -243,8 +278,41 @@ impl Entry {
         (asked + ALLOCATION_BYTES).next_multiple_of(ALLOCATION_UNIT)
     }
 
+    /// Writes the key that it answers.
+    pub(super) fn fill_key<'a>(&self, key: &'a mut KeyBuf) -> &'a [u8] {
+        let (name, rest) = self.name_and_rest().unwrap_or_default();
+        let qtype = rest.first_chunk().map_or(0, |octets| u16::from_be_bytes(*octets));
+        let flags = self.head().flags();
+        key.fill(qtype, (flags & DNSSEC_OK != 0, flags & CHECKING_DISABLED != 0), name)
+    }
+
+    /// Splits the octets behind the header after the question's name, which is lower case and whole.
+    fn name_and_rest(&self) -> Option<(&[u8], &[u8])> {
+        let rest = self.0.slice.get(HEADER_LEN..)?;
+        let mut name_len = 1;
+        while let Some(len @ 1..) = rest.get(name_len - 1) {
+            name_len += 1 + usize::from(*len);
+        }
+        rest.split_at_checked(name_len)
+    }
+
     fn head(&self) -> &Head {
         &self.0.header.header
+    }
+}
+
+impl Head {
+    fn stored(&self) -> Timestamp {
+        Timestamp::from_millis(u64::from(self.stored_high) << 32 | u64::from(self.stored_low))
+    }
+
+    fn flags(&self) -> u8 {
+        (self.rcode_and_flags >> FLAGS) as u8
+    }
+
+    fn shape(&self) -> Shape {
+        let &Self { lifetime_secs, message_len, ttl_count, rcode_and_flags, kind, .. } = self;
+        Parts { lifetime_secs, message_len, ttl_count, rcode: rcode_and_flags & ((1 << FLAGS) - 1), kind }.into()
     }
 }
 
@@ -388,6 +456,6 @@ mod tests {
         assert_eq!((entry.lifetime_secs(), entry.stored()), (30, Timestamp::from_secs(1)));
         assert_eq!(entry.answer().edes(), [wire::Ede::new(22, "text")]);
         assert!(entry.is_fresh(Timestamp::from_secs(30)) && !entry.is_fresh(Timestamp::from_secs(31)));
-        assert_eq!((size_of::<Entry>(), size_of::<Head>()), (8, 40));
+        assert_eq!((size_of::<Entry>(), size_of::<Head>()), (8, 32));
     }
 }

@@ -6,21 +6,21 @@
 //! its end stays until something replaces it. DO and CD are
 //! part of the key, or data that failed validation would reach clients that never asked for it (RFC 4035 §4.7).
 //!
-//! Of a key only a [`KeyHash`] is kept. The question itself stands in the entry's octets and is compared with each find;
-//! of two questions with one hash the later one stays. A thread that answers much puts a [`Near`] in front.
+//! No key is kept: the question stands in the entry's octets and is compared with each find. A thread that answers
+//! much puts a [`Near`] in front.
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quick_cache::sync::Cache as Shards;
-use quick_cache::{Lifecycle, Weighter};
-
 mod entry;
 mod near;
+pub mod save;
+mod shards;
 
 pub use entry::{Entry, KeyBuf, Mark, Tagged};
 pub use near::{Found, Near};
+use shards::Shards;
 
 /// How much is kept, and how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct Options {
     pub negative_max_ttl: Duration,
     /// What is done before and beyond the end of an answer.
     pub ahead: Ahead,
+    /// Whether answers survive a restart.
+    pub save: bool,
 }
 
 /// What is done before and beyond the end of an answer.
@@ -60,18 +62,12 @@ impl Default for Options {
             max_ttl: Duration::from_secs(86_400),
             negative_max_ttl: Duration::from_secs(3600),
             ahead: Ahead::default(),
+            save: false,
         }
     }
 }
 
-/// What the shards need for an entry besides its own octets: a slot of their slab, a place in their hash table and
-/// what both have to spare.
-const SLOT_BYTES: u64 = 56;
-
-/// A typical small answer, to size the shards' tables from the bound in octets.
-const TYPICAL_ENTRY_BYTES: u64 = 256;
-
-/// What is kept of a key: 62 bits of a hash that nobody outside can foresee, and DO and CD as they are.
+/// What an entry is found by: 62 bits of a hash that nobody outside can foresee, and DO and CD as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct KeyHash(u64);
 
@@ -88,32 +84,21 @@ impl KeyHash {
     fn tag(self) -> u32 {
         self.0 as u32
     }
-}
 
-#[derive(Clone, Debug)]
-struct ByOctets;
-
-impl Weighter<KeyHash, Entry> for ByOctets {
-    fn weight(&self, _: &KeyHash, entry: &Entry) -> u64 {
-        entry.size_bytes() as u64 + SLOT_BYTES
+    /// Chooses one of `count` shards, a power of two.
+    fn shard(self, count: usize) -> usize {
+        (self.0 >> 48) as usize & (count - 1)
     }
-}
 
-/// Marks what leaves, for those who hold it.
-#[derive(Clone, Debug)]
-struct Leaving;
-
-impl Lifecycle<KeyHash, Entry> for Leaving {
-    type RequestState = ();
-
-    fn on_evict(&self, (): &mut (), _: KeyHash, entry: Entry) {
-        entry.leave();
+    /// As a table wants it: even in its lowest and in its highest bits.
+    fn in_table(self) -> u64 {
+        self.0 ^ self.0 >> 32
     }
 }
 
 /// The answers, shared by all threads.
 pub struct Cache {
-    shards: Shards<KeyHash, Entry, ByOctets, foldhash::fast::RandomState, Leaving>,
+    shards: Shards,
     hasher: foldhash::quality::RandomState,
     /// Counts how often everything was forgotten.
     epoch: AtomicU64,
@@ -122,9 +107,7 @@ pub struct Cache {
 impl Cache {
     /// Makes an empty cache of at most `size_bytes` octets.
     pub fn new(size_bytes: u64) -> Self {
-        let items = usize::try_from(size_bytes / TYPICAL_ENTRY_BYTES).unwrap_or(usize::MAX).max(64);
-        let shards = Shards::with(items, size_bytes, ByOctets, Default::default(), Leaving);
-        Self { shards, hasher: Default::default(), epoch: AtomicU64::new(0) }
+        Self { shards: Shards::new(size_bytes), hasher: Default::default(), epoch: AtomicU64::new(0) }
     }
 
     /// Finds the entry of a key made by [`KeyBuf::fill`]; fresh or not. One shard read, no allocation.
@@ -134,14 +117,15 @@ impl Cache {
 
     /// Keeps an entry, in the place of an older one. Its answer must be to the question of the key.
     pub fn insert(&self, key: &[u8], entry: Entry) {
-        self.shards.insert(self.hash(key), entry);
+        self.shards.insert(self.hash(key), key, entry, |kept| {
+            let mut key = KeyBuf::new();
+            self.hash(kept.fill_key(&mut key))
+        });
     }
 
     /// Forgets an entry.
     pub fn remove(&self, key: &[u8]) {
-        if let Some((_, entry)) = self.shards.remove(&self.hash(key)) {
-            entry.leave();
-        }
+        self.shards.remove(self.hash(key), key);
     }
 
     /// Forgets everything.
@@ -151,6 +135,11 @@ impl Cache {
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
+    /// Goes through the entries, stale ones included; of those that come or leave meanwhile some are seen.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.shards.iter()
+    }
+
     /// Returns how many entries there are, stale ones included.
     pub fn len(&self) -> usize {
         self.shards.len()
@@ -158,12 +147,12 @@ impl Cache {
 
     /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.shards.is_empty()
+        self.len() == 0
     }
 
     /// Returns the octets in use.
     pub fn size_bytes(&self) -> u64 {
-        self.shards.weight()
+        self.shards.size_bytes()
     }
 
     fn hash(&self, key: &[u8]) -> KeyHash {
@@ -172,7 +161,7 @@ impl Cache {
     }
 
     fn find_by(&self, hash: KeyHash, key: &[u8]) -> Option<Entry> {
-        self.shards.get(&hash).filter(|entry| entry.answers(key))
+        self.shards.find(hash, key)
     }
 
     fn epoch(&self) -> u64 {

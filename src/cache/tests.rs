@@ -3,7 +3,7 @@
 use super::*;
 use crate::clock::Timestamp;
 use crate::name::Name;
-use crate::wire::{Question, rcode, rtype, synthesize};
+use crate::wire::{Ede, Question, rcode, rtype, synthesize};
 
 fn question(name: &str) -> Question {
     Question::new(Name::parse(name).unwrap(), rtype::A)
@@ -59,12 +59,60 @@ fn names_types_and_flags_tell_entries_apart() {
 
 #[test]
 fn two_questions_of_one_hash_are_not_confused() {
+    let shards = Shards::new(1 << 20);
+    let asked = [question("one.example"), question("other.example")];
+    let hash = Cache::new(1 << 20).hash(&key_of(&asked[0]));
+    for (question, lifetime_secs) in asked.iter().zip(7..) {
+        assert!(shards.find(hash, &key_of(question)).is_none());
+        shards.insert(hash, &key_of(question), entry(question, lifetime_secs), |_| hash);
+    }
+    for (question, lifetime_secs) in asked.iter().zip(7..) {
+        assert_eq!(shards.find(hash, &key_of(question)).map(|entry| entry.lifetime_secs()), Some(lifetime_secs));
+    }
+}
+
+#[test]
+fn an_entry_hashes_like_its_key() {
     let cache = Cache::new(1 << 20);
-    let (one, other) = (question("one.example"), question("other.example"));
-    let (key, hash) = (key_of(&other), cache.hash(&key_of(&one)));
-    cache.shards.insert(hash, entry(&one, 7));
-    assert!(cache.find_by(hash, &key_of(&one)).is_some());
-    assert!(cache.find_by(hash, &key).is_none());
+    for (name, qtype, flags) in
+        [("a.example", 1, (true, false)), (".", 2, (false, true)), ("b.c.example", 28, (true, true))]
+    {
+        let asked = Question { qtype, dnssec_ok: flags.0, checking_disabled: flags.1, ..question(name) };
+        let mut key = KeyBuf::new();
+        assert_eq!(entry(&asked, 1).fill_key(&mut key), key_of(&asked));
+        cache.insert(&key_of(&asked), entry(&asked, 1));
+    }
+    // Many tables grow; everything is found again.
+    let keys: Vec<_> = (0..5000).map(|i| keep(&cache, &question(&format!("n{i}.example")), i)).collect();
+    let kept = keys.iter().filter(|key| cache.find(key).is_some()).count();
+    assert_eq!((kept, cache.len()), (5000, 5003));
+}
+
+#[test]
+fn what_is_asked_often_outlives_what_is_asked_once() {
+    let cache = Cache::new(200_000);
+    let popular: Vec<_> = (0..200).map(|i| keep(&cache, &question(&format!("p{i}.example")), i)).collect();
+    for i in 0..20_000 {
+        keep(&cache, &question(&format!("n{i}.example")), i);
+        cache.find(&popular[(i % 200) as usize]);
+    }
+    let kept = popular.iter().filter(|key| cache.find(key).is_some()).count();
+    assert!(kept > 190, "{kept}");
+    assert!(cache.size_bytes() <= 200_000 && cache.size_bytes() > 190_000);
+}
+
+#[test]
+fn an_entry_beyond_the_bound_is_not_kept_and_nothing_leaves_for_it() {
+    let cache = Cache::new(400);
+    let key = keep(&cache, &question("a.example"), 1);
+    let long = format!("{0}.{0}.{0}.example", "x".repeat(60));
+    let asked = question(&long);
+    let answer = synthesize(&asked, rcode::SERVFAIL, &[0, 1, 2].map(|code| Ede::new(code, &"x".repeat(64))));
+    let mark = Mark { generation: 1, tagged: None, is_learned: false, programmed: true };
+    let large = Entry::new(&asked, answer.kept(), Timestamp::from_secs(1), 1, mark);
+    assert!(large.size_bytes() > 400, "{}", large.size_bytes());
+    cache.insert(&key_of(&asked), large);
+    assert!(cache.find(&key_of(&asked)).is_none() && cache.find(&key).is_some());
 }
 
 #[test]

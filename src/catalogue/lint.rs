@@ -134,9 +134,10 @@ pub(super) fn reach(trigger: &Trigger) -> Reach {
 fn public_suffix(name: &Name) -> Option<psl::Type> {
     let labels: SmallVec<[&[u8]; 8]> = name.labels().collect();
     let len = name.as_wire().len().saturating_sub(2);
-    let from_right = labels.iter().rev().copied();
-    let below = psl::List.find(from_right.clone().chain([b"x".as_slice()]));
-    let own = if below.len == len + 2 { psl::List.find(from_right) } else { below };
+    // One kind of iterator for both questions: each kind would be another copy of the whole list, which is code.
+    let find = |below: Option<&'static [u8]>| psl::List.find(labels.iter().rev().copied().chain(below));
+    let below = find(Some(b"x"));
+    let own = if below.len == len + 2 { find(None) } else { below };
     match (below.typ, own.typ) {
         (_, Some(psl::Type::Icann)) if own.len == len => own.typ,
         // A rule `*.ck` makes `ck` the parent of suffixes, and so at least as wide as one.

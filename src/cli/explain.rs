@@ -1,7 +1,8 @@
 //! `greenlane explain`: why a name or an address is bypassed, or why not.
 //!
-//! The running daemon is asked over its web listener, since it alone knows what was learned. `--offline` reads the
-//! lists instead and tells what they say, nothing about addresses learned.
+//! The running daemon is asked over its web listener, since it knows what was learned. `--offline` does without one: it
+//! reads the lists and what the store has kept. A daemon that has the store open is asked all the same; if it cannot be
+//! asked, the lists alone say what they say.
 
 use std::fmt::Write as _;
 
@@ -11,28 +12,80 @@ use super::site::{Right, Site, percent_encoded};
 use super::{ConfigFile, ExplainArgs, Failure};
 use crate::catalogue::{self, Catalogue};
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::daemon::{listing, today};
 use crate::learn;
 use crate::metrics::Registry;
 use crate::prefix::Prefix;
+use crate::set::outlet::Restored;
+use crate::store::{self, StoreError};
 use crate::web::{Hooks, explain};
 
 /// Explains and prints.
 pub(super) fn run(file: &ConfigFile, args: &ExplainArgs) -> Result<(), Failure> {
     let what = Subject::read(&args.what)?;
-    let value = if args.offline {
+    let target = format!("/explain?{}={}", what.key(), percent_encoded(&args.what));
+    let (value, source) = if args.offline {
         let config = file.load()?;
         let loaded = catalogue::load(&config.catalogue, today()).map_err(Failure::usage)?;
-        offline(&what, loaded.catalogue, config.learn)
+        let ask = || Site::find(file, &args.site, Right::Read)?.get_json(&target);
+        match stored(&config, ask) {
+            Stored::Told(value) => (value, Source::Daemon),
+            Stored::Kept(restored) => (offline(&what, loaded.catalogue, config.learn, Some(restored)), Source::Store),
+            Stored::Unknown => (offline(&what, loaded.catalogue, config.learn, None), Source::Lists),
+        }
     } else {
         let site = Site::find(file, &args.site, Right::Read)?;
-        let target = format!("/explain?{}={}", what.key(), percent_encoded(&args.what));
-        site.get_json(&target).map_err(|failure| Failure {
-            message: format!("{}\n(`--offline` asks the lists alone)", failure.message),
+        let value = site.get_json(&target).map_err(|failure| Failure {
+            message: format!("{}\n(`--offline` reads the lists and the store)", failure.message),
             ..failure
-        })?
+        })?;
+        (value, Source::Daemon)
     };
-    super::print(if args.json { format!("{value:#}\n") } else { in_words(&value, args.offline) })
+    super::print(if args.json { format!("{value:#}\n") } else { in_words(&value, source) })
+}
+
+/// What is known of the addresses learned, without a daemon.
+enum Stored {
+    /// The store has it.
+    Kept(Restored),
+    /// The daemon that has the store open says it all.
+    Told(Value),
+    /// Nobody says.
+    Unknown,
+}
+
+/// Reads the store, or asks who has it open.
+fn stored(config: &Config, ask: impl FnOnce() -> Result<Value, Failure>) -> Stored {
+    let Some(options) = &config.store else { return Stored::Unknown };
+    match store::look(&options.path, &Clock::system()) {
+        Ok(look) => Stored::Kept(look.restored),
+        Err(StoreError::InUse(_) | StoreError::Denied { .. }) => ask().map_or(Stored::Unknown, Stored::Told),
+        Err(StoreError::Missing(_)) => Stored::Unknown,
+        Err(error) => {
+            super::tell(format_args!("warning: store.path: {error}"));
+            Stored::Unknown
+        }
+    }
+}
+
+/// Where an explanation comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Daemon,
+    Store,
+    Lists,
+}
+
+impl Source {
+    /// What is said below an explanation that may lack something.
+    fn note(self) -> &'static str {
+        match self {
+            Self::Daemon => "",
+            Self::Store => "(the lists and the store were read; no greenlane has it open)\n",
+            Self::Lists => "(the lists alone were asked, not what was learned)\n",
+        }
+    }
 }
 
 /// What is to be explained.
@@ -66,11 +119,11 @@ impl Subject {
     }
 }
 
-/// Explains by lists and rules alone, as a daemon that has learned nothing would.
-fn offline(what: &Subject, catalogue: Catalogue, options: learn::Options) -> Value {
+/// Explains by lists and rules, as a daemon would that begins with what was kept.
+fn offline(what: &Subject, catalogue: Catalogue, options: learn::Options, restored: Option<Restored>) -> Value {
     let catalogue = std::sync::Arc::new(catalogue);
-    let (learner, _writer) =
-        learn::start(learn::Start::new(options, listing(&catalogue), 1), Clock::system(), &Registry::new());
+    let start = learn::Start { restored, ..learn::Start::new(options, listing(&catalogue), 1) };
+    let (learner, _writer) = learn::start(start, Clock::system(), &Registry::new());
     let admitting = learner.clone();
     let hooks = Hooks {
         why_not: std::sync::Arc::new(move |addr| admitting.admits(addr).err().map(|reason| reason.to_string())),
@@ -83,17 +136,15 @@ fn offline(what: &Subject, catalogue: Catalogue, options: learn::Options) -> Val
 }
 
 /// The same for people. Members that are missing are left out: another version may have answered.
-fn in_words(value: &Value, is_offline: bool) -> String {
+fn in_words(value: &Value, source: Source) -> String {
     let mut text = String::new();
     if let Some(name) = value["name"].as_str() {
         name_in_words(&mut text, name, value);
-        if is_offline {
-            text.push_str("(the lists alone were asked, not what was learned)\n");
-        }
+        text.push_str(source.note());
     } else if let Some(address) = value["address"].as_str() {
         address_in_words(&mut text, address, value);
-        if is_offline && value["in_set"] == false {
-            text.push_str("(the lists alone were asked, not what was learned)\n");
+        if value["in_set"] == false {
+            text.push_str(source.note());
         }
     }
     text
@@ -187,7 +238,7 @@ mod tests {
             "addresses": [{"address": "192.0.2.1", "first_seen": 0, "end": 900}],
         });
         assert_eq!(
-            in_words(&value, false),
+            in_words(&value, Source::Daemon),
             "eu.zoom.us is bypassed\n  zoom: yes, by `zoom.us` at zones/zoom.list:6:1\n  \
              192.0.2.1 in the set since 1970-01-01T00:00:00Z until 1970-01-01T00:15:00Z\n"
         );
@@ -197,6 +248,6 @@ mod tests {
     fn an_address_outside_the_set_says_why() {
         let value =
             json!({"address": "10.0.0.1", "in_set": false, "statics": [], "sightings": [], "why_not": "private"});
-        assert_eq!(in_words(&value, false), "10.0.0.1 is not bypassed\n  private\n");
+        assert_eq!(in_words(&value, Source::Daemon), "10.0.0.1 is not bypassed\n  private\n");
     }
 }

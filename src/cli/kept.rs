@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{panic, process, thread};
 
-use super::serve::{log_to_stderr, serve};
+use super::serve::{Oversight, Sign, confine, log_to_stderr, serve};
 use super::{ConfigFile, Failure, read_config};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::daemon::{AgentAway, Given, Sockets, firewall_rules};
+use crate::daemon::{AgentAway, Given, Patience, Sockets, firewall_rules};
 use crate::export::nftables::agent::{self, Complain, Complaint, Read, Remotes, Rules, Start};
 use crate::export::nftables::{self, Options};
 use crate::keeper::{self, Line, Plan, Role, Word};
+use crate::manager::Passed;
 use crate::privilege::{self, Kept};
 
 /// The greenlane that runs, even if another was installed in its place.
@@ -25,15 +26,18 @@ const OURSELVES: &str = "/proc/self/exe";
 /// How long the agent waits between two looks at files that have mistakes.
 const READ_PAUSE: Duration = Duration::from_millis(500);
 
+/// How often the keeper hears that the resolver is alive; a watchdog that waits for less would be hasty.
+const ALIVE_PAUSE: Duration = Duration::from_secs(1);
+
 /// Returns whether this process should be a keeper: there is a firewall to program, and the right to do so.
 pub(super) fn is_due(config: &Config) -> bool {
     !config.export_nftables.is_empty() && privilege::has_net_admin()
 }
 
 /// Keeps agent and resolver until told to stop.
-pub(super) fn keep(file: &ConfigFile, config: &Config) -> Result<(), Failure> {
+pub(super) fn keep(file: &ConfigFile, config: &Config, passed: Vec<Passed>) -> Result<(), Failure> {
     keeper::block_signals().map_err(|error| Failure::failed(format!("listening for signals: {error}")))?;
-    let sockets = Sockets::bind_patiently(config)?.into_fds();
+    let sockets = Sockets::take(passed, config, Patience::Some)?.into_fds();
     let command = |role| {
         let mut command = Command::new(OURSELVES);
         command.arg0("greenlane").arg(match role {
@@ -67,6 +71,7 @@ pub(super) fn resolver(file: &ConfigFile) -> Result<(), Failure> {
     keeper::unblock_signals().map_err(|error| Failure::failed(format!("listening for signals: {error}")))?;
     let config = file.load()?;
     log_to_stderr(&config.log);
+    confine(&config, file.path().as_deref());
     let sockets = sockets(&line)?;
     let remotes = Arc::new(Remotes::default());
     let (listening, ways) = (Arc::clone(&line), Arc::clone(&remotes));
@@ -80,11 +85,18 @@ pub(super) fn resolver(file: &ConfigFile) -> Result<(), Failure> {
     });
     listener.map_err(|error| Failure::failed(format!("starting threads: {error}")))?;
     let complain = complain_on(&line);
-    let given = Given { sockets: Some(sockets), agent: Some(AgentAway { remotes, complain }) };
-    serve(config, file.path(), given, || {
+    let given = Given { sockets: Some(sockets), agent: Some(AgentAway { remotes, complain }), ..Given::default() };
+    let tell = |sign| {
+        let word = match sign {
+            Sign::Ready => Word::Ready,
+            Sign::Alive => Word::Alive,
+            // It was the keeper that said so.
+            Sign::Stopping => return,
+        };
         // The keeper that does not hear it has ended.
-        let _ = line.say(Word::Ready, &[]);
-    })
+        let _ = line.say(word, &[]);
+    };
+    serve(config, file.path(), given, Oversight { pause: Some(ALIVE_PAUSE), tell: &tell })
 }
 
 /// Has complaints go to the keeper.

@@ -24,6 +24,7 @@ mod nft;
 mod prefixes;
 mod serve;
 mod site;
+mod store;
 mod sync;
 
 /// A DNS forwarder that keeps a firewall's TLS-inspection bypass exact.
@@ -55,6 +56,9 @@ enum Command {
     /// Look after what is kept in the local nftables
     #[command(subcommand)]
     Nft(NftCommand),
+    /// Look after what survives a restart
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Program the local firewall for a resolver; `serve` starts this
     #[command(hide = true)]
     Agent(ConfigFile),
@@ -67,6 +71,32 @@ enum Command {
 enum NftCommand {
     /// Remove our table, or our elements from sets of the operator
     Remove,
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Say whether the store can be read and what is in it, and change nothing
+    Check,
+    /// Print every address with its names and times; a running greenlane is asked
+    Dump(StoreDumpArgs),
+    /// Put the sightings of a dump back that are listed and may be learned; no greenlane may be running
+    Restore(StoreRestoreArgs),
+}
+
+#[derive(Debug, Args)]
+struct StoreDumpArgs {
+    /// Print lines of JSON, which `restore` reads
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    site: SiteArgs,
+}
+
+#[derive(Debug, Args)]
+struct StoreRestoreArgs {
+    /// The output of `greenlane store dump --json`; - for standard input
+    #[arg(value_name = "FILE", value_parser = store::dump_file)]
+    file: PathBuf,
 }
 
 /// Which configuration.
@@ -102,7 +132,7 @@ struct ExplainArgs {
     /// A domain name or an IP address
     #[arg(value_name = "NAME|ADDRESS")]
     what: String,
-    /// Ask the lists alone, no running greenlane
+    /// Read lists and store; a greenlane that has the store open is asked instead
     #[arg(long, conflicts_with_all = ["url", "token_file"])]
     offline: bool,
     /// Print JSON
@@ -247,6 +277,7 @@ impl Cli {
             Some(Command::Prefixes(args)) => prefixes::run(&self.file, &args),
             Some(Command::Sync(args)) => sync::run(&self.file, &args),
             Some(Command::Nft(command)) => nft::run(&self.file, &command),
+            Some(Command::Store(command)) => store::run(&self.file, &command),
             Some(Command::Agent(file)) => kept::agent(&file),
             Some(Command::Resolver(file)) => kept::resolver(&file),
         }

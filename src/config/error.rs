@@ -9,6 +9,7 @@ use std::fmt;
 use thiserror::Error;
 
 use super::upstream::UpstreamError;
+use crate::cluster::UrlError;
 use crate::export::nftables::SetsError;
 use crate::name::NameError;
 use crate::prefix::PrefixError;
@@ -53,6 +54,9 @@ pub(super) enum Fault {
     /// An upstream that is this server.
     #[error("{upstream} is our own address {listening}, questions would go in a circle, expected another server")]
     Circle { upstream: String, listening: String },
+    /// No URL of a cluster.
+    #[error(transparent)]
+    Cluster(#[from] UrlError),
     /// Sets of nftables that cannot be filled as they are named.
     #[error(transparent)]
     Sets(#[from] SetsError),

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crate::pipeline::TagOptions;
 use crate::source::{Location, Problem, Problems};
-use crate::{cache, catalogue, export, forward, learn, listen, store, warm, web};
+use crate::{cache, catalogue, cluster, export, forward, learn, listen, store, warm, web};
 
 mod env;
 mod error;
@@ -69,6 +69,8 @@ pub struct Config {
     pub warm: warm::Options,
     /// `[store]`; the path already starts at the file's folder. `None` keeps nothing over a restart; no file says so.
     pub store: Option<store::Options>,
+    /// `store.cluster` and the keys beside it; paths already start at the file's folder.
+    pub cluster: Option<cluster::Options>,
     /// `[[export.nftables]]`, in the order of the file.
     pub export_nftables: Vec<export::nftables::Options>,
     /// `[[export.file]]`, in the order of the file; paths already start at the file's folder.
@@ -147,6 +149,7 @@ impl Default for Config {
             tag: TagOptions::default(),
             learn: learn::Options { own, ..learn::Options::default() },
             warm: warm::Options::default(),
+            cluster: None,
             store: Some(store::Options { path: STORE_BY_DEFAULT.into(), durability: store::Durability::default() }),
             export_nftables: Vec::new(),
             export_files: Vec::new(),

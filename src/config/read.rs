@@ -216,6 +216,14 @@ impl Item<'_> {
         Some(text.to_owned())
     }
 
+    /// Reads the id of a cluster, which is a part of keys elsewhere.
+    pub(super) fn cluster_id(&self, faults: &mut Faults) -> Option<String> {
+        let expected = "1 to 64 letters, digits, `_`, `-` or `.`";
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+        let is_id = |text: &str| (1..=64).contains(&text.len()) && text.chars().all(is_plain);
+        self.parsed(expected, faults, |text| is_id(text).then(|| text.to_owned()))
+    }
+
     /// Reads the name of a table or set of nftables, within the kernel's bounds.
     pub(super) fn nft_name(&self, faults: &mut Faults) -> Option<String> {
         let expected = "a name of nftables, a letter first, then letters, digits, `_`, `-` or `.`";

@@ -17,7 +17,7 @@ use crate::pipeline::TagOptions;
 use crate::prefix::Prefix;
 use crate::source::{Located, Location, Problem};
 use crate::store::Durability;
-use crate::{cache, catalogue, export, forward, learn, listen, store, warm, web};
+use crate::{cache, catalogue, cluster, export, forward, learn, listen, store, warm, web};
 
 /// Makes the configuration. Relative paths start at `folder`.
 pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Config {
@@ -25,11 +25,15 @@ pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Conf
     let (listen, web) = sockets(entries, folder, faults);
     let forward = forward(raw, &listen, faults);
     let own = own_addresses(&listen, &forward);
-    let learn = learn(entries, own, faults);
+    let mut learn = learn(entries, own, faults);
+    let cache = cache(entries, faults);
+    let cluster = cluster(entries, folder, &learn, &cache, faults);
+    learn.is_shared = cluster.is_some();
     let (export_files, export_places) = export_files(raw, folder, faults);
     Config {
         web,
-        cache: cache(entries, faults),
+        cache,
+        cluster,
         catalogue: catalogue(entries, folder, faults),
         watch: entries.read(&table::CATALOGUE_WATCH, faults).unwrap_or(true),
         tag: tag(entries, faults),
@@ -255,6 +259,7 @@ fn cache(entries: &Entries<'_>, faults: &mut Faults) -> cache::Options {
         max_ttl: entries.read(&table::CACHE_MAX_TTL, faults).unwrap_or(default.max_ttl),
         negative_max_ttl: entries.read(&table::CACHE_NEGATIVE_MAX_TTL, faults).unwrap_or(default.negative_max_ttl),
         ahead,
+        save: entries.read(&table::CACHE_SAVE, faults).unwrap_or(default.save),
     };
     if options.min_ttl > options.max_ttl {
         let (min, max) = (&table::CACHE_MIN_TTL.spec, &table::CACHE_MAX_TTL.spec);
@@ -314,6 +319,7 @@ fn learn(entries: &Entries<'_>, own: Vec<Prefix>, faults: &mut Faults) -> learn:
         max_total: entries.read(&table::LEARN_MAX_TOTAL, faults).unwrap_or(default.max_total),
         max_per_name: entries.read(&table::LEARN_MAX_PER_NAME, faults).unwrap_or(default.max_per_name),
         max_per_trigger: entries.read(&table::LEARN_MAX_PER_TRIGGER, faults).unwrap_or(default.max_per_trigger),
+        is_shared: default.is_shared,
         new_per_client_per_minute: entries
             .read(&table::LEARN_NEW_PER_CLIENT_PER_MINUTE, faults)
             .unwrap_or(default.new_per_client_per_minute),
@@ -341,6 +347,32 @@ fn store(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> store::Op
         _ => Durability::Process,
     };
     store::Options { path: start_at(folder, path), durability }
+}
+
+/// `store.cluster` and the keys beside it.
+fn cluster(
+    entries: &Entries<'_>,
+    folder: &Path,
+    learn: &learn::Options,
+    cache: &cache::Options,
+    faults: &mut Faults,
+) -> Option<cluster::Options> {
+    // Each is read, so that each fault is noted.
+    let is_insecure = entries.read(&table::STORE_INSECURE, faults).unwrap_or(false);
+    let id = entries.read(&table::STORE_CLUSTER_ID, faults).unwrap_or_else(|| "greenlane".to_owned());
+    let password_file = entries.read(&table::STORE_CLUSTER_PASSWORD_FILE, faults).map(|path| start_at(folder, path));
+    let ca_file = entries.read(&table::STORE_CLUSTER_CA_FILE, faults).map(|path| start_at(folder, path));
+    let url = entries.read(&table::STORE_CLUSTER, faults)?;
+    let longest = learn.min_hold.max(cache.max_ttl).saturating_add(learn.grace);
+    match cluster::Options::new(&url, is_insecure, id, longest) {
+        Ok(options) => Some(options.with_files(password_file, ca_file)),
+        Err(error) => {
+            if let Some(item) = entries.item(table::STORE_CLUSTER.spec.path) {
+                item.fault(error, faults);
+            }
+            None
+        }
+    }
 }
 
 /// `[[export.nftables]]`: in a table of ours every set is there, in the operator's only those that are named.

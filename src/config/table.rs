@@ -169,8 +169,8 @@ keys! {
         |item, faults| item.duration(Duration::ZERO..=SPAN_MAX, faults);
     /// Whether answers in demand are asked anew shortly before their TTL ends.
     CACHE_PREFETCH: bool = "cache.prefetch", Built, Default("true"), |item, faults| item.flag(faults);
-    /// Whether answers survive a restart.
-    CACHE_SAVE: bool = "cache.save", Later, Default("false"), |item, faults| item.flag(faults);
+    /// Whether answers survive an orderly restart, in a file beside the store's, its name with .cache.
+    CACHE_SAVE: bool = "cache.save", Built, Default("false"), |item, faults| item.flag(faults);
 
     /// The folder of .list and .rpz files, one an app.
     CATALOGUE_PATH: PathBuf = "catalogue.path", Built, Default(r#""zones""#), |item, faults| item.path(faults);
@@ -251,10 +251,18 @@ keys! {
     STORE_DURABILITY: &'static str = "store.durability", Built, Default(r#""process""#),
         |item, faults| item.choice(&["process", "disk"], faults);
     /// A Valkey or Redis server that joins several resolvers.
-    STORE_CLUSTER: String = "store.cluster", Later, Absent(r#""rediss://valkey.corp.example:6379""#),
+    STORE_CLUSTER: String = "store.cluster", Built, Absent(r#""rediss://greenlane@valkey.corp.example:6379/0""#),
         |item, faults| item.url(&["rediss", "redis"], faults);
+    /// What the resolvers of one cluster share, and no others on that server.
+    STORE_CLUSTER_ID: String = "store.cluster-id", Built, Default(r#""greenlane""#), |item, faults| item.cluster_id(faults);
+    /// A file whose first line is the password for it.
+    STORE_CLUSTER_PASSWORD_FILE: PathBuf = "store.cluster-password-file", Built, Absent(r#""/etc/greenlane/cluster-password""#),
+        |item, faults| item.path(faults);
+    /// Certificates to trust for it besides the public ones, PEM.
+    STORE_CLUSTER_CA_FILE: PathBuf = "store.cluster-ca-file", Built, Absent(r#""/etc/greenlane/cluster-ca.pem""#),
+        |item, faults| item.path(faults);
     /// Whether the cluster may be reached without TLS beyond loopback.
-    STORE_INSECURE: bool = "store.insecure", Later, Default("false"), |item, faults| item.flag(faults);
+    STORE_INSECURE: bool = "store.insecure", Built, Default("false"), |item, faults| item.flag(faults);
 
     /// A reload that would withdraw more than this share of the set keeps the old entries until confirmed.
     EXPORT_MAX_SHRINK: f64 = "export.max-shrink", Built, Default("0.5"), |item, faults| item.share(faults);

@@ -226,6 +226,7 @@ fn every_built_key_reaches_its_option() {
             max_per_name: 11,
             max_per_trigger: 12,
             new_per_client_per_minute: 0,
+            is_shared: false,
             max_shrink: 0.5,
         }
     );
@@ -352,6 +353,18 @@ const MISTAKES: &[(&str, &str)] = &[
     (
         "[store]\ncluster = \"http://me:secret@host\"",
         "2:11: store.cluster: expected an URL that begins with rediss://, redis://, found \"http://…\"",
+    ),
+    (
+        "[store]\ncluster = \"redis://me:secret@10.0.0.1\"",
+        "2:11: store.cluster: expected rediss:// beyond loopback, found redis://; store.insecure = true allows it",
+    ),
+    (
+        "[store]\ncluster = \"rediss://me:secret@h:x\"",
+        "2:11: store.cluster: expected rediss://[USER[:PASSWORD]@]HOST[:PORT][/DATABASE], found something else",
+    ),
+    (
+        "[store]\ncluster-id = \"a b\"",
+        "2:14: store.cluster-id: expected 1 to 64 letters, digits, `_`, `-` or `.`, found \"a b\"",
     ),
     // Sockets.
     (
@@ -595,7 +608,6 @@ dot = [\"0.0.0.0:853\"]
     assert_eq!(
         warned,
         [
-            "config.toml:2:8: cache.save: not built yet, setting it has no effect",
             "config.toml:3:1: [[group]]: not built yet, setting it has no effect",
             "config.toml:7:1: [[zone]]: not built yet, setting it has no effect",
             "config.toml:10:7: listen.dot: not built yet, setting it has no effect",

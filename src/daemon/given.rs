@@ -7,12 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::handed::Handed;
 use super::{StartError, learn_options, today};
 use crate::admission::Admission;
 use crate::catalogue;
 use crate::config::{Config, Env};
 use crate::export::nftables::agent::{Complain, Remotes, Rules};
 use crate::listen::{self, BindError, Unread};
+use crate::manager::Passed;
 
 /// No answer lives longer than its TTL and grace, and what is granted beyond is ten minutes at most; a week at least, so
 /// that what was granted under earlier options stays.
@@ -29,6 +31,8 @@ const BIND_PAUSE: Duration = Duration::from_millis(50);
 pub struct Given {
     /// The listening sockets.
     pub sockets: Option<Sockets>,
+    /// What the service manager has passed, where the sockets are still to be bound.
+    pub passed: Vec<Passed>,
     /// The firewall agent; without it the firewall is programmed in this process.
     pub agent: Option<AgentAway>,
 }
@@ -39,6 +43,15 @@ pub struct AgentAway {
     pub remotes: Arc<Remotes>,
     /// Hears what is wrong with it.
     pub complain: Complain,
+}
+
+/// Whether an address in use may become free in a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// It is said at once.
+    None,
+    /// A greenlane that was killed just now may still hold it.
+    Some,
 }
 
 /// The listening sockets, which nobody reads yet.
@@ -54,35 +67,29 @@ impl Sockets {
     /// Binds what the configuration names.
     ///
     /// # Errors
-    /// [`StartError::Listen`], [`StartError::NoAddress`] or [`StartError::Web`].
+    /// As [`Self::take`].
     pub fn bind(config: &Config) -> Result<Self, StartError> {
-        let dns = listen::bind_unread(&config.listen)?;
-        if dns.is_empty() {
-            return Err(StartError::NoAddress);
-        }
-        let web = config.web.listen.map(|addr| {
-            let listener = TcpListener::bind(addr)?;
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        });
-        Ok(Self { dns, web: web.transpose().map_err(|source| web_error(config, source))? })
+        Self::take(Vec::new(), config, Patience::None)
     }
 
-    /// The same, where a greenlane that was killed just now may still hold them for a moment.
+    /// Takes what the service manager has passed and the configuration asks for, and binds the rest, which the manager is
+    /// given to keep.
     ///
     /// # Errors
-    /// As [`Self::bind`].
-    pub fn bind_patiently(config: &Config) -> Result<Self, StartError> {
-        let mut tries = BIND_TRIES;
-        loop {
-            match Self::bind(config) {
+    /// [`StartError::Handed`], [`StartError::Listen`], [`StartError::NoAddress`] or [`StartError::Web`].
+    pub fn take(passed: Vec<Passed>, config: &Config, patience: Patience) -> Result<Self, StartError> {
+        let handed = Handed::sort(passed, config)?;
+        let mut tries = if patience == Patience::Some { BIND_TRIES } else { 0 };
+        let missing = loop {
+            match handed.bind_missing(config) {
                 Err(error) if is_in_use(&error) && tries > 0 => {
                     tries -= 1;
                     std::thread::sleep(BIND_PAUSE);
                 }
-                bound => return bound,
+                bound => break bound?,
             }
-        }
+        };
+        handed.join(missing).map_err(StartError::Threads)
     }
 
     /// Takes those that another process has bound, as [`Self::into_fds`] gave them.
@@ -130,7 +137,10 @@ pub fn firewall_rules(file: Option<&Path>) -> Result<(Rules, usize), String> {
     let config = config.map_err(|problems| problems.to_string())?;
     let catalogue = catalogue::load(&config.catalogue, today()).map_err(|problems| problems.to_string())?.catalogue;
     let options = learn_options(&config, config.listen.dns.iter().map(|address| address.addr));
-    let span = options.min_hold.max(config.cache.max_ttl) + options.grace + SLACK;
+    // What other resolvers have learned may end later than any answer of ours.
+    let longest = options.min_hold.max(config.cache.max_ttl).saturating_add(options.grace);
+    let longest = config.cluster.as_ref().map_or(longest, |cluster| cluster.span_max.max(longest));
+    let span = longest.saturating_add(SLACK);
     let rules = Rules {
         admission: Admission::new(&options),
         max_total: options.max_total,

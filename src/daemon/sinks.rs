@@ -56,7 +56,7 @@ impl Sinks {
     }
 
     fn start_store(&mut self, options: &store::Options, clock: &Clock, registry: &Registry) -> Result<(), StartError> {
-        let opened = Store::open(options, clock.now())?;
+        let opened = Store::open(options, clock)?;
         let (outlet, intake) = outlet("store");
         let (clock, metrics) = (clock.clone(), store::Metrics::new(registry));
         let thread = thread::Builder::new()

@@ -27,18 +27,20 @@ pub(super) type Query = SmallVec<[u8; QUERY_LEN_MAX]>;
 
 /// Writes the query: RD, CD as asked, one OPT of our own without options. The labels go over as they are.
 pub(super) fn query(id: u16, question: &Question, manner: Manner) -> Query {
-    let mut octets = Query::new();
-    octets.extend_from_slice(&id.to_be_bytes());
     let bits = u8::from(manner.authentic_data) << 5 | u8::from(question.checking_disabled) << 4;
-    octets.extend_from_slice(&[0x01, bits, 0, 1, 0, 0, 0, 0, 0, u8::from(manner.edns)]);
+    let [id_high, id_low] = id.to_be_bytes();
+    let head = [id_high, id_low, 0x01, bits, 0, 1, 0, 0, 0, 0, 0, u8::from(manner.edns)];
+    let ([type_high, type_low], [class_high, class_low]) =
+        (question.qtype.to_be_bytes(), question.qclass.to_be_bytes());
+    let [size_high, size_low] = UDP_SIZE.to_be_bytes();
+    let dnssec_ok = u8::from(question.dnssec_ok) << 7;
+    // Behind type and class: root name, type OPT, our size, extended rcode and version 0, DO, no options.
+    let opt = [0, 0, 41, size_high, size_low, 0, 0, dnssec_ok, 0, 0, 0];
+    let mut octets = Query::from_slice(&head);
     octets.extend_from_slice(question.name.as_wire());
-    octets.extend_from_slice(&question.qtype.to_be_bytes());
-    octets.extend_from_slice(&question.qclass.to_be_bytes());
+    octets.extend_from_slice(&[type_high, type_low, class_high, class_low]);
     if manner.edns {
-        // Root name, type OPT, our size, extended rcode and version 0, DO, no options.
-        let [size_high, size_low] = UDP_SIZE.to_be_bytes();
-        let dnssec_ok = u8::from(question.dnssec_ok) << 7;
-        octets.extend_from_slice(&[0, 0, 41, size_high, size_low, 0, 0, dnssec_ok, 0, 0, 0]);
+        octets.extend_from_slice(&opt);
     }
     octets
 }
@@ -63,13 +65,14 @@ pub(super) fn is_reply(reply: &[u8], question: &Question) -> bool {
     }
 }
 
-/// Returns whether `octets` begin with `question`. Length octets are below `A`, so folding compares them exactly.
+/// Returns whether `octets` begin with `question`. Length octets are below `A`, so folding compares them exactly. Most
+/// upstreams repeat the name as it was sent, which is compared faster.
 fn repeats(octets: &[u8], question: &Question) -> bool {
     let name = question.name.as_wire();
     let [type_high, type_low] = question.qtype.to_be_bytes();
     let [class_high, class_low] = question.qclass.to_be_bytes();
     octets.len() >= name.len() + 4
-        && octets[..name.len()].eq_ignore_ascii_case(name)
+        && (octets[..name.len()] == *name || octets[..name.len()].eq_ignore_ascii_case(name))
         && octets[name.len()..name.len() + 4] == [type_high, type_low, class_high, class_low]
 }
 

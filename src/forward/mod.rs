@@ -12,8 +12,8 @@
 //! ```
 //!
 //! [`Forward::ask_then`] is for the many questions that one upstream answers at the first try: no task, no timer, and
-//! what follows happens where the reply was read (`quick`). Whatever else comes up goes over to the race, the try that
-//! was begun included.
+//! what follows happens where the reply was read (`quick`): in the thread that asked, if it has an [`Exchange`] of its
+//! own. Whatever else comes up goes over to the race, the try that was begun included.
 //!
 //! What is asked upstream: the question with RD and a fresh random id, CD as the client set it, and one OPT of our
 //! own with DO as the client set it, 1232 octets and no option; nothing else of the client's query. AD is set when
@@ -51,7 +51,7 @@ use tokio::time::Instant;
 
 use self::group::Group;
 use self::measure::Metrics;
-use self::udp::Reader;
+use self::udp::{Reader, Started};
 use self::upstream::{Peer, Setting};
 use self::waiting::Waiting;
 use crate::clock::Clock;
@@ -60,6 +60,7 @@ use crate::name::Name;
 use crate::wire::{Ede, Question, Rules, Walked, ede};
 
 pub use self::system::{SystemError, system_upstreams};
+pub use self::udp::Exchange;
 
 /// How many questions wait for an upstream at a time.
 pub const WAITING_MAX: usize = 4096;
@@ -285,7 +286,7 @@ pub struct Forward {
     zones: HashMap<Box<[u8]>, usize>,
     waiting: Arc<Waiting>,
     /// Who reads the replies over UDP; `None` without such an upstream.
-    reader: Option<Arc<Reader>>,
+    reader: Option<Arc<Started>>,
     clock: Clock,
     metrics: Metrics,
 }
@@ -376,7 +377,7 @@ impl Forward {
         rules: Rules,
         clock: Clock,
         metrics: Metrics,
-        (roots, reader): (Vec<CertificateDer<'static>>, Option<Arc<Reader>>),
+        (roots, reader): (Vec<CertificateDer<'static>>, Option<Arc<Started>>),
     ) -> Result<Self, OptionsError> {
         let upstreams = || options.upstreams.iter().chain(options.routes.iter().flat_map(|route| &route.upstreams));
         let upstream_count = upstreams().count();
@@ -419,7 +420,7 @@ struct Maker {
     tls: Arc<rustls::ClientConfig>,
     /// Of each upstream: a dead one must not keep the sockets that the others need.
     sockets_max: usize,
-    reader: Option<Arc<Reader>>,
+    reader: Option<Arc<Started>>,
     lingering: Arc<Semaphore>,
     clock: Clock,
     metrics: Metrics,

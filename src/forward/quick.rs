@@ -68,9 +68,9 @@ impl<F: FnOnce(Result<Walked, Failure>) + Send + 'static> Asking<F> {
         let (manner, heard) = peer.begin();
         (self.edns, self.heard) = (manner.edns, heard);
         let patience = group.hedge_after(self.plan.order()).unwrap_or_else(|| peer.patience());
-        let (question, due) = (self.question.clone(), self.at + patience);
+        let (question, times) = (self.question.clone(), (self.at, self.at + patience));
         let (waiting, number) = (Arc::clone(self.seat.waiting()), self.seat.number());
-        if let Some(place) = way.send(&question, manner, due, Box::new(self)) {
+        if let Some(place) = way.send(&question, manner, times, Box::new(self)) {
             waiting.notify_at(number, place);
         }
     }

@@ -24,7 +24,7 @@ use super::health::Health;
 use super::hopes::{Broken, Hope, Leaves, Place};
 use super::measure::{Kind, Tally};
 use super::message::{Manner, is_bare_refusal, is_truncated};
-use super::udp::{Datagrams, Reader};
+use super::udp::{Datagrams, Started};
 use super::{Protocol, Upstream, UpstreamStatus};
 use crate::clock::Clock;
 use crate::wire::{Question, Rules, Walked, rcode, walk};
@@ -62,7 +62,7 @@ pub(super) struct Setting {
     pub(super) tally: Tally,
     /// The bound on its open UDP sockets, and who reads them; with [`Protocol::Udp`] only.
     pub(super) sockets_max: usize,
-    pub(super) reader: Option<Arc<Reader>>,
+    pub(super) reader: Option<Arc<Started>>,
     /// Where stamps come from.
     pub(super) clock: Clock,
 }
@@ -417,11 +417,11 @@ impl Way<'_> {
         &self,
         question: &Arc<Question>,
         manner: Manner,
-        due: Instant,
+        (now, due): (Instant, Instant),
         hope: Box<dyn Hope>,
     ) -> Option<Place> {
         match self {
-            Self::Datagrams(datagrams) => datagrams.send(question, manner, Some(due), hope),
+            Self::Datagrams(datagrams) => datagrams.send(question, manner, (now, Some(due)), hope),
             Self::Connection(connection) => connection.send(question, manner, Some(due), hope),
         }
     }

@@ -4,7 +4,6 @@
 //! will answer, and its client the likeliest to have asked anew. A flood therefore costs the flooder, not the next
 //! client.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -19,11 +18,29 @@ pub(super) struct Waiting {
     seats: Mutex<Seats>,
 }
 
-#[derive(Debug, Default)]
+/// Seats in a row, those taken linked in the order of entering, those left in a list of their own.
+#[derive(Debug)]
 struct Seats {
+    all: Vec<Taken>,
+    /// The first and the last to have entered; [`NOBODY`] in an empty room.
+    oldest: usize,
+    newest: usize,
+    /// The first seat that was left, linked by `later`.
+    free: usize,
+    taken_count: usize,
     next: u64,
-    /// By the order of entering.
-    taken: BTreeMap<u64, Notice>,
+}
+
+/// No seat.
+const NOBODY: usize = usize::MAX;
+
+/// A seat; one that was left keeps a number that nobody has.
+#[derive(Debug)]
+struct Taken {
+    number: u64,
+    earlier: usize,
+    later: usize,
+    notice: Notice,
 }
 
 /// How a question hears that its seat is taken by a later one.
@@ -42,26 +59,86 @@ enum Notice {
 #[derive(Debug)]
 pub(super) struct Seat {
     waiting: Arc<Waiting>,
+    number: SeatNumber,
+}
+
+/// Which seat, and which of those who took it one after another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SeatNumber {
+    at: usize,
     number: u64,
+}
+
+impl Seats {
+    fn take(&mut self) -> SeatNumber {
+        let number = self.next;
+        self.next += 1;
+        let taken = Taken { number, earlier: self.newest, later: NOBODY, notice: Notice::None };
+        let at = self.free;
+        let at = if let Some(seat) = self.all.get_mut(at) {
+            self.free = seat.later;
+            *seat = taken;
+            at
+        } else {
+            self.all.push(taken);
+            self.all.len() - 1
+        };
+        match self.all.get_mut(self.newest) {
+            Some(newest) => newest.later = at,
+            None => self.oldest = at,
+        }
+        self.newest = at;
+        self.taken_count += 1;
+        SeatNumber { at, number }
+    }
+
+    /// Returns the seat if whoever has this number still sits there.
+    fn get(&mut self, SeatNumber { at, number }: SeatNumber) -> Option<&mut Taken> {
+        self.all.get_mut(at).filter(|seat| seat.number == number)
+    }
+
+    fn leave(&mut self, seat: SeatNumber) -> Option<Notice> {
+        let (at, free) = (seat.at, self.free);
+        let seat = self.get(seat)?;
+        let (earlier, later) = (seat.earlier, seat.later);
+        let notice = std::mem::take(&mut seat.notice);
+        (seat.number, seat.later) = (u64::MAX, free);
+        self.free = at;
+        self.taken_count -= 1;
+        match self.all.get_mut(earlier) {
+            Some(earlier) => earlier.later = later,
+            None => self.oldest = later,
+        }
+        match self.all.get_mut(later) {
+            Some(later) => later.earlier = earlier,
+            None => self.newest = earlier,
+        }
+        Some(notice)
+    }
+
+    fn evict_oldest(&mut self) -> Option<Notice> {
+        let at = self.oldest;
+        let number = self.all.get(at)?.number;
+        self.leave(SeatNumber { at, number })
+    }
 }
 
 impl Waiting {
     /// Makes room for `seats_max` questions, at least one.
     pub(super) fn new(seats_max: usize) -> Arc<Self> {
-        Arc::new(Self { seats_max: seats_max.max(1), seats: Mutex::default() })
+        let (oldest, newest, free) = (NOBODY, NOBODY, NOBODY);
+        let seats = Seats { all: Vec::new(), oldest, newest, free, taken_count: 0, next: 0 };
+        Arc::new(Self { seats_max: seats_max.max(1), seats: Mutex::new(seats) })
     }
 
     /// Takes a seat, the oldest one if none is free.
     pub(super) fn enter(self: &Arc<Self>) -> Seat {
         let (number, evicted) = {
             let mut seats = self.seats.lock();
-            let evicted = if seats.taken.len() >= self.seats_max { seats.taken.pop_first() } else { None };
-            let number = seats.next;
-            seats.next += 1;
-            seats.taken.insert(number, Notice::None);
-            (number, evicted)
+            let evicted = if seats.taken_count >= self.seats_max { seats.evict_oldest() } else { None };
+            (seats.take(), evicted)
         };
-        if let Some((_, Notice::Place(place))) = evicted
+        if let Some(Notice::Place(place)) = evicted
             && let Some(hope) = place.take()
         {
             hope.evicted();
@@ -71,20 +148,20 @@ impl Waiting {
 
     /// Returns how many wait.
     pub(super) fn len(&self) -> usize {
-        self.seats.lock().taken.len()
+        self.seats.lock().taken_count
     }
 
     /// Says that the question with seat `number` hears at `place` that it lost it; nothing if it has by now. One that
     /// went over to a task meanwhile hears it there.
-    pub(super) fn notify_at(&self, number: u64, place: Place) {
-        if let Some(notice @ Notice::None) = self.seats.lock().taken.get_mut(&number) {
+    pub(super) fn notify_at(&self, number: SeatNumber, place: Place) {
+        if let Some(Taken { notice: notice @ Notice::None, .. }) = self.seats.lock().get(number) {
             *notice = Notice::Place(place);
         }
     }
 
-    fn notify_task(&self, number: u64, sender: oneshot::Sender<()>) {
+    fn notify_task(&self, number: SeatNumber, sender: oneshot::Sender<()>) {
         let before =
-            self.seats.lock().taken.get_mut(&number).map(|notice| std::mem::replace(notice, Notice::Task(sender)));
+            self.seats.lock().get(number).map(|seat| std::mem::replace(&mut seat.notice, Notice::Task(sender)));
         // Outside of the lock: it may hold the last hand on a socket.
         drop(before);
     }
@@ -97,7 +174,7 @@ impl Seat {
     }
 
     /// Returns its number, for [`Waiting::notify_at`].
-    pub(super) fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> SeatNumber {
         self.number
     }
 
@@ -111,7 +188,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let left = self.waiting.seats.lock().taken.remove(&self.number);
+        let left = self.waiting.seats.lock().leave(self.number);
         // Outside of the lock: it may hold the last hand on a socket.
         drop(left);
     }
@@ -120,6 +197,7 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -137,5 +215,32 @@ mod tests {
         assert_eq!(room.len(), 2);
         drop((second, third));
         assert_eq!(room.len(), 0);
+    }
+
+    proptest! {
+        /// Whoever comes and goes, the one who gives way is always the one who has waited longest.
+        #[test]
+        fn the_oldest_gives_way_in_any_order_of_leaving(steps in prop::collection::vec(0usize..12, 0..200)) {
+            let room = Waiting::new(5);
+            let (mut seats, mut expected): (Vec<(u64, Seat)>, Vec<u64>) = (Vec::new(), Vec::new());
+            for (name, step) in (0..).zip(steps) {
+                // Some leave, those evicted among them; more come.
+                if step < 5 && step < seats.len() {
+                    let (name, _seat) = seats.remove(step);
+                    expected.retain(|&other| other != name);
+                } else {
+                    if expected.len() == 5 {
+                        expected.remove(0);
+                    }
+                    expected.push(name);
+                    seats.push((name, room.enter()));
+                }
+                let sits = |seat: &Seat| room.seats.lock().get(seat.number).is_some();
+                let sitting: Vec<u64> = seats.iter().filter(|(_, seat)| sits(seat)).map(|(name, _)| *name).collect();
+                prop_assert_eq!(&sitting, &expected);
+                prop_assert_eq!(room.len(), expected.len());
+                prop_assert!(room.seats.lock().all.len() <= 5);
+            }
+        }
     }
 }

@@ -37,11 +37,13 @@ pub enum Word {
     Broken,
     /// From the resolver: the ways are lost.
     Apart,
+    /// From the resolver: everything still runs.
+    Alive,
 }
 
 impl Word {
-    const ALL: [Self; 7] =
-        [Self::Sockets, Self::Begin, Self::Ways, Self::Reload, Self::Ready, Self::Broken, Self::Apart];
+    const ALL: [Self; 8] =
+        [Self::Sockets, Self::Begin, Self::Ways, Self::Reload, Self::Ready, Self::Broken, Self::Apart, Self::Alive];
 
     fn octet(self) -> u8 {
         self as u8 + b'A'

@@ -24,10 +24,9 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sd_notify::NotifyState;
 
 use crate::clock::{Clock, Timestamp};
-use crate::privilege;
+use crate::{manager, privilege};
 
 mod line;
 
@@ -48,7 +47,8 @@ const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// The most words that are taken from a child before others have their turn.
 const WORDS_MAX: usize = 16;
 /// Variables that are the keeper's alone: it is the main process of the service.
-const OWN_VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS"];
+const OWN_VARIABLES: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
 /// The two that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,7 +308,7 @@ impl Keeper<'_> {
     }
 
     fn stop(&mut self) {
-        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        manager::tell_stopping();
         if !matches!(self.phase, Phase::Ending(_)) {
             self.phase = Phase::Ending(0);
         }
@@ -332,6 +332,7 @@ impl Keeper<'_> {
             let Some(line) = self.seat(role).line() else { return };
             match line.hear_now() {
                 Ok(Some((Word::Ready, _))) if role == Role::Resolver => self.is_ready(),
+                Ok(Some((Word::Alive, _))) if role == Role::Resolver => manager::tell_alive(),
                 Ok(Some((Word::Apart, _))) if role == Role::Resolver => self.connect_again(),
                 Ok(Some((Word::Broken, _))) => {
                     let other = role.other();
@@ -353,7 +354,7 @@ impl Keeper<'_> {
         if let Some(running) = &mut self.resolver.child {
             running.is_ready = true;
         }
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        manager::tell_ready();
         if self.phase == Phase::Starting {
             self.phase = Phase::Running;
         }

@@ -223,7 +223,8 @@ impl Book {
 
     fn need(&self, ttl_secs: u32, now: Timestamp) -> Need {
         let ttl = Duration::from_secs(u64::from(ttl_secs));
-        Need::new(now, ttl, self.options.min_hold, self.options.grace)
+        let need = if self.options.is_shared { Need::shared } else { Need::new };
+        need(now, ttl, self.options.min_hold, self.options.grace)
     }
 
     /// Renews the sightings that there are and returns the addresses that there are none of.
@@ -242,7 +243,12 @@ impl Book {
     }
 
     /// Makes room for the new addresses of an answer, or says why there is none and changes nothing.
-    fn make_room(&mut self, offer: &Admitted, fresh: &[(IpAddr, u32)], now: Timestamp) -> Result<(), Reason> {
+    pub(super) fn make_room(
+        &mut self,
+        offer: &Admitted,
+        fresh: &[(IpAddr, u32)],
+        now: Timestamp,
+    ) -> Result<(), Reason> {
         if offer.address_count > self.options.max_per_name {
             return Err(Reason::FullName);
         }
@@ -314,8 +320,10 @@ impl Book {
         let picked = self.queues.pick(scope, missing, kept, now, (&self.draft, &self.triggers));
         for sighting in picked.into_iter().flatten() {
             // An answer may extend it at this very moment; then it stays, and the cap is passed by one for a while.
-            if sighting.leave_if(|times| times.told_until < now).is_some() {
-                self.take_out(&sighting);
+            if let Some(times) = sighting.leave_if(|times| times.told_until < now) {
+                self.uncount(&sighting);
+                self.draft.evict(&sighting, times.end);
+                self.note_left(&sighting);
                 self.metrics.evicted.inc();
             } else {
                 self.queues.put_back(scope, vec![vec![sighting]]);
@@ -335,7 +343,12 @@ impl Book {
     /// Returns the record that the name's sightings share; what a newer listing says of a known name waits for the
     /// reload that brings it.
     pub(super) fn record(&self, name: &Name, tag: &Tag) -> Arc<NameRecord> {
-        self.draft.record(name).unwrap_or_else(|| Arc::new(NameRecord::new(name.clone(), tag.clone())))
+        self.draft.record(name).unwrap_or_else(|| {
+            Arc::new(match self.triggers.alike(tag) {
+                Some(alike) => alike.with_name(name.clone()),
+                None => NameRecord::new(name.clone(), tag.clone()),
+            })
+        })
     }
 
     pub(super) fn put_in(&mut self, sighting: Sighting) {
@@ -351,13 +364,17 @@ impl Book {
     }
 
     /// Takes a sighting out that is marked as left.
-    fn take_out(&mut self, sighting: &Sighting) {
+    pub(super) fn take_out(&mut self, sighting: &Sighting) {
+        self.uncount(sighting);
+        self.draft.remove(sighting);
+        self.note_left(sighting);
+    }
+
+    fn uncount(&mut self, sighting: &Sighting) {
         if let Some(host) = self.draft.host(sighting.addr()) {
             let is_last = self.draft.address_count(sighting.name()) == 1;
             self.triggers.remove(sighting.record(), host, is_last);
         }
-        self.draft.remove(sighting);
-        self.note_left(sighting);
     }
 
     pub(super) fn drop_name(&mut self, name: &Name) {

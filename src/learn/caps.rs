@@ -118,6 +118,12 @@ impl Triggers {
         self.table.get(key).map_or(0, |below| below.address_count)
     }
 
+    /// Returns the record of some name with this tag, if one is found at once: most names under a trigger have the same.
+    pub(crate) fn alike(&self, tag: &Tag) -> Option<&NameRecord> {
+        let below = self.table.get(&TriggerKey::new(tag.primary()))?;
+        below.names.iter().next().map(|record| &*record.0).filter(|record| record.tag() == tag)
+    }
+
     /// Returns whether no trigger is counted.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {

@@ -33,6 +33,7 @@ mod admit;
 mod book;
 mod caps;
 mod follow;
+mod hear;
 #[cfg(test)]
 mod held;
 mod metrics;
@@ -46,11 +47,13 @@ mod tests;
 mod writer;
 
 pub use admit::{Admission, Reason};
+pub use hear::{Heard, Hearing, Word};
 pub use shrink::Released;
 pub use writer::Writer;
 
 use book::{Admitted, Book};
 use follow::Targets;
+use hear::Hearings;
 use metrics::Metrics;
 use queue::{Pending, Queue};
 use sinks::Sinks;
@@ -83,6 +86,8 @@ pub struct Options {
     pub max_per_trigger: usize,
     /// New sightings a minute for one client prefix (/24, /56); 0 for no limit.
     pub new_per_client_per_minute: u32,
+    /// Whether other resolvers share the set: ends are rounded, so that all of them keep the same.
+    pub is_shared: bool,
     /// The largest share of the set, 0 to 1, that lists may take out at once without the operator's word.
     pub max_shrink: f64,
 }
@@ -102,6 +107,7 @@ impl Default for Options {
             max_per_name: 1000,
             max_per_trigger: 8192,
             new_per_client_per_minute: 3000,
+            is_shared: false,
             max_shrink: 0.5,
         }
     }
@@ -201,11 +207,19 @@ struct Rules {
     hold: Duration,
     min_hold: Duration,
     grace: Duration,
+    is_shared: bool,
 }
 
 impl Rules {
     fn new(admission: Arc<Admission>, options: &Options) -> Self {
-        Self { admission, hold: options.hold, min_hold: options.min_hold, grace: options.grace }
+        let &Options { hold, min_hold, grace, is_shared, .. } = options;
+        Self { admission, hold, min_hold, grace, is_shared }
+    }
+
+    /// Works out what an answer needs that is told at `now`.
+    fn need(&self, now: Timestamp, ttl_secs: u32) -> Need {
+        let need = if self.is_shared { Need::shared } else { Need::new };
+        need(now, Duration::from_secs(u64::from(ttl_secs)), self.min_hold, self.grace)
     }
 }
 
@@ -254,6 +268,7 @@ pub fn start(start: Start, clock: Clock, registry: &Registry) -> (Learner, Write
     let reader = book.draft().reader();
     let offers = Queue::new();
     let (commands, commands_in) = mpsc::channel(1);
+    let (hearings, hearings_in) = Hearings::channel();
     let (begun_in, begun) = watch::channel(false);
     let mut sinks = Sinks::new(outlets, joins, &metrics, clock.clone());
     sinks.wait_for_followers(book.options().hold_for_followers);
@@ -266,8 +281,9 @@ pub fn start(start: Start, clock: Clock, registry: &Registry) -> (Learner, Write
         clock: clock.clone(),
         offers: Arc::clone(&offers),
         commands: commands_in,
+        hearings: hearings_in,
     };
-    (Learner { shared, reader, offers, commands, begun, metrics, clock }, writer)
+    (Learner { shared, reader, offers, commands, hearings, begun, metrics, clock }, writer)
 }
 
 /// The handle that answers are offered to; cheap to clone.
@@ -277,6 +293,7 @@ pub struct Learner {
     reader: Reader,
     offers: Arc<Queue>,
     commands: mpsc::Sender<Command>,
+    hearings: mpsc::Sender<Hearings>,
     begun: watch::Receiver<bool>,
     metrics: Metrics,
     clock: Clock,
@@ -336,6 +353,16 @@ impl Learner {
         Ok(self.shared.rules.load().admission.check(addr)?)
     }
 
+    /// Takes in what other resolvers say of the set that they share; returns what became of it once that is published.
+    /// It is believed no more than an answer. Nothing becomes of anything once the writer is gone.
+    pub async fn hear(&self, words: Vec<Heard>) -> Hearing {
+        let (done, is_done) = oneshot::channel();
+        match self.hearings.send(Hearings { words, done }).await {
+            Ok(()) => is_done.await.unwrap_or_default(),
+            Err(_) => Hearing::default(),
+        }
+    }
+
     /// Returns the read side of the set.
     pub fn reader(&self) -> Reader {
         self.reader.clone()
@@ -365,6 +392,11 @@ impl Learner {
     /// Confirms that the set may shrink; returns what left. Nothing that is kept makes nothing leave.
     pub async fn accept_shrink(&self) -> Released {
         self.command(Command::AcceptShrink).await
+    }
+
+    /// Waits until the writer takes its next turn; false if it is gone.
+    pub async fn is_alive(&self) -> bool {
+        self.command(Command::ShowLife).await
     }
 
     /// Ends learning in order: store and sinks are told the ends of now and that no more will come, and the writer
@@ -405,8 +437,7 @@ impl Learner {
                 }
                 continue;
             };
-            let ttl = Duration::from_secs(u64::from(ttl_secs));
-            match sighting.extend(&Need::new(now, ttl, rules.min_hold, rules.grace)) {
+            match sighting.extend(&rules.need(now, ttl_secs)) {
                 Extended::Known => known_count += 1,
                 Extended::Renewed => {
                     known_count += 1;

@@ -74,7 +74,7 @@ struct Sent {
 
 #[derive(Debug)]
 struct Meter {
-    /// Followers are counted together instead.
+    /// Not of those that nobody ever waits for; followers are counted together instead.
     waited: Option<IntGauge>,
     late: IntCounter,
     failed: IntCounter,
@@ -323,21 +323,24 @@ impl Sinks {
 impl Sink {
     fn local(outlet: Outlet, metrics: &Metrics) -> Self {
         let who = outlet.name().to_owned();
-        let waited = metrics.sink_waited.with_label_values(&[outlet.name()]);
-        waited.set(1);
-        Self::new(outlet, who, metrics, Some(waited))
+        let waited = outlet.is_awaited().then(|| metrics.sink_waited.with_label_values(&[outlet.name()]));
+        waited.iter().for_each(|waited| waited.set(1));
+        Self::new(outlet, who, metrics, waited)
     }
 
     fn follower(joined: Joined, metrics: &Metrics) -> Self {
         let Joined { outlet, who } = joined;
-        Self { is_follower: true, ..Self::new(outlet, who, metrics, None) }
+        let mut follower = Self::new(outlet, who, metrics, None);
+        follower.is_follower = true;
+        follower.meter.took = Some(metrics.ack.clone());
+        follower
     }
 
     fn new(outlet: Outlet, who: String, metrics: &Metrics, waited: Option<IntGauge>) -> Self {
         let meter = Meter {
             late: metrics.sink_late.with_label_values(&[outlet.name()]),
             failed: metrics.sink_failed.with_label_values(&[outlet.name()]),
-            took: waited.is_none().then(|| metrics.ack.clone()),
+            took: None,
             waited,
         };
         Self {
@@ -378,7 +381,8 @@ impl Sink {
     }
 
     fn is_waited_for(&self) -> bool {
-        let waits = !self.is_gone && !self.judge.is_slow && self.outlet.state() == State::Up;
+        let is_up = !self.is_gone && !self.judge.is_slow && self.outlet.state() == State::Up;
+        let waits = is_up && self.outlet.is_awaited();
         self.meter.waited(waits);
         waits
     }
@@ -397,7 +401,7 @@ impl Sink {
 
     /// Lets answers wait for a slow sink again, if it has shown that it is quick.
     fn judge_anew(&mut self) {
-        if self.judge.recovers() {
+        if self.judge.recovers() && self.outlet.is_awaited() {
             tracing::info!("{} keeps up again: answers wait for it", self.who);
         }
     }

@@ -19,9 +19,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::book::Book;
+use super::hear::Hearings;
 use super::queue::{Pending, Queue};
 use super::sinks::Sinks;
-use super::{Confirm, Listing, Options, Outcome, Released, Rules, Shared};
+use super::{Confirm, Hearing, Listing, Options, Outcome, Released, Rules, Shared};
 use crate::clock::{Clock, Timestamp};
 use crate::set::outlet::Change;
 use crate::set::{Batch, Since};
@@ -46,6 +47,8 @@ const NEVER: Timestamp = Timestamp::from_millis(u64::MAX);
 pub(super) enum Command {
     Reload(Box<Reload>),
     AcceptShrink(oneshot::Sender<Released>),
+    /// Answered with true by a writer that takes its turns.
+    ShowLife(oneshot::Sender<bool>),
     Close(oneshot::Sender<()>),
 }
 
@@ -72,6 +75,8 @@ pub struct Writer {
     pub(super) clock: Clock,
     pub(super) offers: Arc<Queue>,
     pub(super) commands: mpsc::Receiver<Command>,
+    /// What other resolvers say.
+    pub(super) hearings: mpsc::Receiver<Hearings>,
 }
 
 impl Writer {
@@ -86,6 +91,9 @@ impl Writer {
                 command = self.commands.recv() => match command {
                     Some(Command::Reload(reload)) => self.reload(*reload).await,
                     Some(Command::AcceptShrink(done)) => self.accept_shrink(done).await,
+                    Some(Command::ShowLife(done)) => {
+                        let _ = done.send(true);
+                    }
                     Some(Command::Close(done)) => {
                         self.close().await;
                         let _ = done.send(());
@@ -94,6 +102,7 @@ impl Writer {
                     None => return self.finish().await,
                 },
                 first = offers.pop() => self.batch(first).await,
+                Some(hearings) = self.hearings.recv() => self.hear(hearings).await,
                 () = self.clock.sleep_until(next_end) => {
                     self.publish().await;
                     // Of very many that end together the others come in the next turn; let somebody else have theirs.
@@ -126,7 +135,12 @@ impl Writer {
             let is_full = known.len() + granted.len() >= BATCH_LEN_MAX || octets >= BATCH_OCTETS_MAX;
             next = if is_full { None } else { self.offers.try_pop() };
         }
+        // Answers never keep others' words waiting for more than a batch.
+        let heard = self.hearings.try_recv().ok().map(|hearings| self.take_in(hearings));
         let batch = self.take_batch();
+        if let Some(heard) = heard {
+            heard.tell();
+        }
         // Whoever asks for nothing that is not held need not wait for it. Nobody listens any more when the hold ran
         // out.
         for (reply, outcome) in known {
@@ -137,6 +151,20 @@ impl Writer {
             let outcome = if outcome == Outcome::Programmed && !is_held { Outcome::Late } else { outcome };
             let _ = reply.send(outcome);
         }
+    }
+
+    async fn hear(&mut self, hearings: Hearings) {
+        let heard = self.take_in(hearings);
+        let batch = self.take_batch();
+        heard.tell();
+        self.tell(batch).await;
+    }
+
+    fn take_in(&mut self, Hearings { words, done }: Hearings) -> Heard {
+        let now = self.clock.now();
+        let mut hearing = Hearing::default();
+        words.iter().for_each(|word| hearing.count(self.book.hear(word, now)));
+        Heard { hearing, done }
     }
 
     async fn reload(&mut self, reload: Reload) {
@@ -214,6 +242,19 @@ impl Writer {
 
     fn hold(&self) -> Duration {
         self.book.options().hold
+    }
+}
+
+/// What became of the words of others, to be told once it is published.
+struct Heard {
+    hearing: Hearing,
+    done: oneshot::Sender<Hearing>,
+}
+
+impl Heard {
+    fn tell(self) {
+        // Whoever asked may have gone.
+        let _ = self.done.send(self.hearing);
     }
 }
 

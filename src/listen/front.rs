@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::access::Allowed;
-use super::meter::Dropped;
+use super::meter::{Dropped, Way};
 use super::{Access, Meter};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::pipeline::{Near, Pipeline, Tried};
 use crate::wire::{self, Ede, Refusal, Seen, Transport, View};
 
@@ -28,7 +28,8 @@ pub struct Front {
 impl Front {
     /// Takes one look at clock and access list, for the packets of one read.
     pub fn moment(&self) -> Moment<'_> {
-        Moment { front: self, near: None, allowed: self.access.look(), now: self.clock.now() }
+        let (allowed, now) = (self.access.look(), self.clock.now());
+        Moment { front: self, near: None, allowed, now, began: Stopwatch::start(), answered: [0; 2] }
     }
 
     /// The same for a thread with a table of its own.
@@ -65,9 +66,27 @@ pub struct Moment<'a> {
     near: Option<&'a mut Near>,
     allowed: Allowed,
     now: Timestamp,
+    /// When the packets had been read.
+    began: Stopwatch,
+    /// How many were answered, by transport.
+    answered: [u64; 2],
 }
 
 impl Moment<'_> {
+    /// Returns the watch that runs since the packets were read.
+    pub fn began(&self) -> Stopwatch {
+        self.began
+    }
+
+    /// Notes how long the replies given took; call it when they are sent.
+    pub fn end(self) {
+        let [udp, tcp] = self.answered;
+        let took = self.began.elapsed();
+        for (transport, count) in [(Transport::Udp, udp), (Transport::Tcp, tcp)].into_iter().filter(|one| one.1 > 0) {
+            self.front.meter.answered(transport, Way::Hit, took, count);
+        }
+    }
+
     /// Looks ahead at packets that [`Moment::quick`] is about to be given; worth it for several.
     pub fn foresee<'p>(&mut self, packets: impl Iterator<Item = &'p [u8]>, transport: Transport) {
         let Some(near) = &mut self.near else { return };
@@ -84,6 +103,12 @@ impl Moment<'_> {
     /// With [`Tried::Answered`] the reply stands in `out`. After [`Tried::Miss`] the same octets go to
     /// [`Front::slow`].
     pub fn quick(&mut self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
+        let tried = self.look(packet, transport, client, out);
+        self.answered[transport as usize] += u64::from(tried == Tried::Answered);
+        tried
+    }
+
+    fn look(&mut self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
         match wire::see(packet, transport) {
             Seen::Silence => {
                 self.front.meter.dropped(Dropped::Nonsense);

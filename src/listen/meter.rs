@@ -1,8 +1,10 @@
 //! What the listeners count.
 
+use std::time::Duration;
+
 use prometheus::IntGauge;
 
-use crate::metrics::{Registry, Tallied, Tally};
+use crate::metrics::{Registry, Spans, Tallied, Tally};
 use crate::wire::Transport;
 
 /// Question types with a name of their own in the metrics (IANA DNS resource record types).
@@ -32,16 +34,29 @@ pub enum Dropped {
     Evicted,
 }
 
+/// Transports by row.
+const TRANSPORTS: [&str; 2] = ["udp", "tcp"];
+
 /// Reasons by column.
 const REASONS: [&str; 3] = ["nonsense", "overload", "evicted"];
 
 /// Where the reasons' columns start: behind those of both transports.
 const DROPPED_AT: usize = 2 * TYPES.len();
 
+/// How an answer came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// At once: kept, made at home, or refused.
+    Hit,
+    /// After a wait for an upstream or for the set.
+    Miss,
+}
+
 /// Counters of the listeners; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Meter {
     tally: Tally,
+    spans: Spans,
     /// TCP connections open now.
     pub connections: IntGauge,
 }
@@ -50,7 +65,7 @@ impl Meter {
     /// Registers the counters.
     pub fn new(registry: &Registry) -> Self {
         let tally = Tally::new(DROPPED_AT + REASONS.len());
-        let queries = ["udp", "tcp"].into_iter().enumerate().flat_map(|(row, transport)| {
+        let queries = TRANSPORTS.into_iter().enumerate().flat_map(|(row, transport)| {
             let of = move |(column, &(_, name)): (usize, &(u16, &str))| {
                 (vec![transport.to_owned(), name.to_owned()], row * TYPES.len() + column)
             };
@@ -72,17 +87,24 @@ impl Meter {
             &tally,
             REASONS.iter().enumerate().map(|(column, &reason)| (vec![reason.to_owned()], DROPPED_AT + column)),
         ));
+        let rows = TRANSPORTS.into_iter().flat_map(|transport| ["hit", "miss"].map(|way| (transport, way)));
+        let spans = registry.add(Spans::new(
+            (
+                "greenlane_listen_answer_seconds",
+                "From reading a question to its reply: given at once (hit), or after a wait for an upstream or for the \
+                 set (miss). Questions read together count the time of all of them.",
+            ),
+            &["transport", "result"],
+            rows.map(|(transport, way)| vec![transport.to_owned(), way.to_owned()]),
+        ));
         let connections =
             registry.add(IntGauge::new("greenlane_listen_connections", "TCP connections of clients open now."));
-        Self { tally, connections }
+        Self { tally, spans, connections }
     }
 
     /// Counts a question; type 0, where none could be read, is another one like any type without a name here.
     pub fn query(&self, transport: Transport, qtype: u16) {
-        let row = match transport {
-            Transport::Udp => 0,
-            Transport::Tcp => 1,
-        };
+        let row = row_of(transport);
         let column = TYPES.iter().position(|&(number, _)| number == qtype).unwrap_or(TYPES.len() - 1);
         self.tally.raise(row * TYPES.len() + column);
     }
@@ -90,5 +112,16 @@ impl Meter {
     /// Counts what got no answer.
     pub fn dropped(&self, why: Dropped) {
         self.tally.raise(DROPPED_AT + why as usize);
+    }
+    /// Notes that `count` replies took so long each.
+    pub fn answered(&self, transport: Transport, way: Way, took: Duration, count: u64) {
+        self.spans.note(2 * row_of(transport) + way as usize, took, count);
+    }
+}
+
+fn row_of(transport: Transport) -> usize {
+    match transport {
+        Transport::Udp => 0,
+        Transport::Tcp => 1,
     }
 }

@@ -227,7 +227,7 @@ pub fn bind_unread(options: &Options) -> Result<Vec<Unread>, BindError> {
 }
 
 /// Returns how many sockets an address gets. Only Linux spreads clients over sockets of the same port.
-fn readers(options: &Options) -> usize {
+pub fn readers(options: &Options) -> usize {
     match options.threads {
         _ if !cfg!(target_os = "linux") => 1,
         0 => std::thread::available_parallelism().map_or(1, NonZero::get),
@@ -253,6 +253,32 @@ fn bind_one(addr: SocketAddr, readers: usize) -> Result<Unread, BindError> {
     }
 }
 
+/// Binds what is missing beside sockets that another process has bound at `addr`: UDP sockets until there are `readers`
+/// (at least one), and the one for TCP unless it is there.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_beside(
+    addr: SocketAddr,
+    udp: &[&Socket],
+    has_tcp: bool,
+    readers: usize,
+) -> Result<(Vec<Socket>, Option<std::net::TcpListener>), BindError> {
+    let in_words = |error| classify(addr, "UDP", error);
+    let more = match udp {
+        [] => join_udp(bind_udp(addr, false).map_err(in_words)?, addr, readers).map_err(in_words)?,
+        _ => {
+            if udp.len() < readers {
+                udp.iter().try_for_each(|socket| share_port(socket)).map_err(in_words)?;
+            }
+            (udp.len()..readers).map(|_| bind_udp(addr, true)).collect::<io::Result<_>>().map_err(in_words)?
+        }
+    };
+    udp.iter().for_each(|socket| make_room(socket));
+    let tcp = if has_tcp { None } else { Some(bind_tcp(addr).map_err(|error| classify(addr, "TCP", error))?) };
+    Ok((more, tcp))
+}
+
 /// Binds further sockets beside the first one. That one was bound alone, so that another server's port is not shared
 /// unawares; only then it lets its like in.
 fn join_udp(first: Socket, addr: SocketAddr, readers: usize) -> io::Result<Vec<Socket>> {
@@ -274,11 +300,26 @@ fn bind_udp(addr: SocketAddr, is_shared: bool) -> io::Result<Socket> {
     if is_shared {
         share_port(&socket)?;
     }
-    // Smaller buffers than asked for work, too.
-    let _ = socket.set_recv_buffer_size(UDP_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(UDP_BUFFER_BYTES);
+    make_room(&socket);
     socket.bind(&addr.into())?;
     Ok(socket)
+}
+
+/// Enlarges a socket's buffers: what comes while nobody reads, as over a restart, waits there. The system's bound
+/// (`net.core.rmem_max`) holds for all who have not CAP_NET_ADMIN; smaller buffers than asked for work, too.
+fn make_room(socket: &Socket) {
+    if socket.recv_buffer_size().is_ok_and(|size| size < UDP_BUFFER_BYTES) {
+        #[cfg(target_os = "linux")]
+        let is_forced = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, UDP_BUFFER_BYTES).is_ok();
+        #[cfg(not(target_os = "linux"))]
+        let is_forced = false;
+        if !is_forced {
+            let _ = socket.set_recv_buffer_size(UDP_BUFFER_BYTES);
+        }
+    }
+    if socket.send_buffer_size().is_ok_and(|size| size < UDP_BUFFER_BYTES) {
+        let _ = socket.set_send_buffer_size(UDP_BUFFER_BYTES);
+    }
 }
 
 #[cfg(unix)]

@@ -17,15 +17,15 @@ use std::time::Duration;
 use futures_util::future::poll_immediate;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::meter::Dropped;
+use super::meter::{Dropped, Way};
 use super::{Front, client_prefix};
-use crate::clock::Timestamp;
+use crate::clock::{Stopwatch, Timestamp};
 use crate::pipeline::Tried;
 use crate::prefix::Prefix;
 use crate::wire::Transport;
@@ -35,6 +35,19 @@ const IDLE: Duration = Duration::from_secs(20);
 
 /// A client that does not take its answers for this long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Once the daemon is about to end, a connection that is silent for this long is closed: what its client sent before is
+/// read by then.
+const LINGER: Duration = Duration::from_millis(50);
+
+/// And nothing more is read from it after this long.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+
+/// How long accepting pauses when the system gives no descriptor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often that is said at most.
+const COMPLAIN_PAUSE: Duration = Duration::from_secs(60);
 
 /// The most questions of one connection that wait at once; more are read when some of them are answered.
 const PIPELINED_MAX: usize = 128;
@@ -57,27 +70,54 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Accepts connections until `stop`; then those that are open end when they have answered what they were asked.
+    /// Accepts connections until `stop`; then those that are open, or wait to be accepted, end when they have answered
+    /// what they were asked.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        let mut complained = None;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
             };
             match accepted {
-                Ok((stream, client)) => {
-                    // Answers are written whole; waiting for more to send would only delay them.
-                    let _ = stream.set_nodelay(true);
-                    let seat = self.open.enter(client.ip(), self.front.clock.now());
-                    self.talking.spawn(self.clone().serve(stream, client, seat, stop.clone()));
-                }
+                Ok((stream, client)) => self.welcome(stream, client, &stop),
+                // The client is gone before we took it.
+                Err(error) if is_of_client(&error) => tracing::debug!("accepting TCP clients: {error}"),
                 // Out of descriptors, most likely: those who are here must leave first.
                 Err(error) => {
-                    tracing::debug!("accepting TCP clients: {error}");
-                    sleep(Duration::from_millis(50)).await;
+                    if complained.is_none_or(|at: Instant| at.elapsed() >= COMPLAIN_PAUSE) {
+                        complained = Some(Instant::now());
+                        tracing::warn!(
+                            "no TCP client can be accepted: {error}; the idlest connections are closed, questions over UDP                              are answered; allow more open files (LimitNOFILE= of the unit), or lower                              clients.max-connections"
+                        );
+                    }
+                    self.open.evict_idlest();
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
+        match listener.into_std() {
+            Ok(listener) => self.take_in_the_last(&listener, &stop),
+            Err(error) => tracing::debug!("accepting TCP clients: {error}"),
+        }
+    }
+
+    /// Takes in those who were connected by the system before the listener is closed.
+    fn take_in_the_last(&self, listener: &std::net::TcpListener, stop: &CancellationToken) {
+        for _ in 0..self.open.max {
+            let Ok((stream, client)) = listener.accept() else { return };
+            match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                Ok(stream) => self.welcome(stream, client, stop),
+                Err(error) => tracing::debug!("accepting TCP clients: {error}"),
+            }
+        }
+    }
+
+    fn welcome(&self, stream: TcpStream, client: SocketAddr, stop: &CancellationToken) {
+        // Answers are written whole; waiting for more to send would only delay them.
+        let _ = stream.set_nodelay(true);
+        let seat = self.open.enter(client.ip(), self.front.clock.now());
+        self.talking.spawn(self.clone().serve(stream, client, seat, stop.clone()));
     }
 
     /// Serves one connection to its end.
@@ -117,6 +157,8 @@ impl Streams {
         let mut stopped = pin!(stop.cancelled());
         let mut idle = pin!(sleep(IDLE));
         let mut active = Instant::now();
+        // How long a client may be silent, and when it became so short.
+        let (mut patience, mut over) = (IDLE, None::<Instant>);
         loop {
             talk.answer_frames(&mut input);
             if !talk.out.is_empty() {
@@ -126,8 +168,10 @@ impl Streams {
                 seat.touch(self.front.clock.now());
                 continue;
             }
-            let is_over = stop.is_cancelled();
-            if talk.waiting == 0 && (!is_open || is_over) {
+            if over.is_some_and(|over| over.elapsed() >= LINGER_MAX) {
+                is_open = false;
+            }
+            if talk.waiting == 0 && !is_open {
                 return stream.shutdown().await;
             }
             tokio::select! {
@@ -139,20 +183,30 @@ impl Streams {
                         talk.take(&reply);
                     }
                 }
-                read = stream.read_buf(input.room()), if is_open && talk.has_room() && !is_over => {
+                read = stream.read_buf(input.room()), if is_open && talk.has_room() => {
                     is_open = read? > 0;
                 }
-                () = &mut stopped, if !is_over => {}
+                () = &mut stopped, if over.is_none() => {
+                    active = Instant::now();
+                    (patience, over) = (LINGER, Some(active));
+                    idle.as_mut().reset(active + patience);
+                }
                 () = &mut idle, if talk.waiting == 0 => {
                     // It was set long ago: what has happened since counts.
-                    if active.elapsed() >= IDLE {
+                    if active.elapsed() >= patience {
                         return stream.shutdown().await;
                     }
-                    idle.as_mut().reset(active + IDLE);
+                    idle.as_mut().reset(active + patience);
                 }
             }
         }
     }
+}
+
+/// Returns whether accepting failed for what the client did.
+fn is_of_client(error: &io::Error) -> bool {
+    let kind = error.kind();
+    matches!(kind, io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
 }
 
 /// Writes all octets; most often they go at once and no timer is needed.
@@ -193,9 +247,12 @@ impl Talk<'_> {
             match moment.quick(frame, Transport::Tcp, self.client, &mut reply) {
                 Tried::Answered => self.frame(&reply),
                 Tried::Drop => {}
-                Tried::Miss => self.wait_for(frame.to_vec()),
+                Tried::Miss => self.wait_for(frame.to_vec(), moment.began()),
             }
             self.reply = reply;
+        }
+        if let Some(moment) = moment {
+            moment.end();
         }
         input.compact();
     }
@@ -209,12 +266,13 @@ impl Talk<'_> {
     }
 
     /// Has a miss answered by a task of its own.
-    fn wait_for(&mut self, frame: Vec<u8>) {
+    fn wait_for(&mut self, frame: Vec<u8>, began: Stopwatch) {
         self.waiting += 1;
         let (front, client, sender) = (self.streams.front.clone(), self.client, self.sender.clone());
         tokio::spawn(async move {
             let mut reply = Vec::new();
             front.slow(&frame, Transport::Tcp, client, &mut reply).await;
+            front.meter.answered(Transport::Tcp, Way::Miss, began.elapsed(), 1);
             // The channel holds as many as may wait, so this never blocks; without a receiver the client is gone.
             let _ = sender.send(reply).await;
         });
@@ -317,6 +375,11 @@ impl Open {
     /// Returns whether no connection is open.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Tells the connection that was answered longest ago to leave, if there is one.
+    fn evict_idlest(&self) {
+        self.seats.lock().evict_idlest(|_| true);
     }
 
     /// Seats a new connection; the idlest one leaves if there are too many.

@@ -84,14 +84,20 @@ impl Tally {
 
     /// Adds one to a counter; one that is not there is left alone.
     pub fn raise(&self, column: usize) {
+        self.add(column, 1);
+    }
+
+    /// Adds to a counter; one that is not there is left alone.
+    #[inline]
+    pub fn add(&self, column: usize, count: u64) {
         let row = ROW.get();
         let cells = self.0.rows[row].get_or_init(|| self.0.make_row());
         let Some(cell) = cells.get(LINE + column) else { return };
         if row == 0 {
-            cell.fetch_add(1, Ordering::Relaxed);
+            cell.fetch_add(count, Ordering::Relaxed);
         } else {
             // No other thread writes this row.
-            cell.store(cell.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            cell.store(cell.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
         }
     }
 
@@ -130,15 +136,20 @@ impl Tallied {
         series: impl IntoIterator<Item = (Vec<String>, usize)>,
     ) -> prometheus::Result<Self> {
         let opts = Opts::new(name, help).variable_labels(labels.iter().map(|&label| label.to_owned()).collect());
-        let pair = |(label, value): (&&str, String)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*label).to_owned());
-            pair.set_value(value);
-            pair
-        };
-        let series = series.into_iter().map(|(values, column)| (labels.iter().zip(values).map(pair).collect(), column));
+        let series = series.into_iter().map(|(values, column)| (pairs(labels, values), column));
         Ok(Self { desc: opts.describe()?, help: help.to_owned(), tally: tally.clone(), series: series.collect() })
     }
+}
+
+/// Puts labels and their values together.
+pub(super) fn pairs(labels: &[&str], values: Vec<String>) -> Vec<LabelPair> {
+    let pair = |(label, value): (&&str, String)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*label).to_owned());
+        pair.set_value(value);
+        pair
+    };
+    labels.iter().zip(values).map(pair).collect()
 }
 
 impl Collector for Tallied {

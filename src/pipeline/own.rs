@@ -59,7 +59,7 @@ impl Pipeline {
                     // A task, so that those who come aboard are told even if we are no longer waited for.
                     Some(entry) => drop(runtime.spawn(async move {
                         let again = pipeline.learn_again(&flight.question, &entry, None).await;
-                        pipeline.deliver(flight, &again);
+                        pipeline.deliver(flight, &again, pipeline.0.clock.now());
                     })),
                 }
             }

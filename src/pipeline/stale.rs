@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use super::flight::{Aged, Passengers};
 use super::meter::Prefetch;
-use super::{Flight, Pipeline, Shared};
+use super::{Flight, Pipeline, Shared, errands};
 use crate::cache::Entry;
 use crate::clock::Timestamp;
 use crate::wire::{self, Answer, Ede, Facts, Kind, Question, Rules};
@@ -142,10 +142,10 @@ impl Pipeline {
         let (pipeline, now) = (self.clone(), self.0.clock.now());
         if entry.is_fresh(now) {
             // It was being asked ahead when the catalogue changed.
-            runtime.spawn(async move {
+            errands::spawn(runtime, async move {
                 let again = pipeline.learn_again(&question, &entry, client).await;
                 pipeline.0.meter.hit();
-                pipeline.tell(passengers, &again);
+                pipeline.tell(passengers, &again, pipeline.0.clock.now());
             });
             return;
         }
@@ -153,12 +153,12 @@ impl Pipeline {
         passengers.iter().for_each(|_| self.0.meter.stale());
         let octets = answer.heap_bytes();
         let told = move |question: &Question, mark| Entry::new(question, answer.kept(), now, STALE_TTL_SECS, mark);
-        match self.learn_known(&question, (facts, octets), 0, client) {
-            Ok(mark) => self.tell(passengers, &told(&question, mark)),
-            Err(lesson) => drop(runtime.spawn(async move {
+        match self.learn_known(&question, (facts, octets), 0, (client, now)) {
+            Ok(mark) => self.tell(passengers, &told(&question, mark), now),
+            Err(lesson) => errands::spawn(runtime, async move {
                 let mark = pipeline.learn_rest(lesson).await;
-                pipeline.tell(passengers, &told(&question, mark));
-            })),
+                pipeline.tell(passengers, &told(&question, mark), pipeline.0.clock.now());
+            }),
         }
     }
 }

@@ -23,6 +23,8 @@ pub(crate) enum Step {
     Grant(Arc<Sighting>, Timestamp),
     /// It left.
     Gone(Arc<Sighting>),
+    /// It left before this end, to make room.
+    Evicted(Arc<Sighting>, Timestamp),
 }
 
 /// The steps of one publication; to be [confirmed](Self::confirm).
@@ -60,6 +62,11 @@ impl Draft {
                 Step::Grant(one, grant) => {
                     change.sightings.push(SightingChange::Put(kept(one, *grant)));
                     change.hosts.push((one.addr(), Some(*grant)));
+                }
+                Step::Evicted(one, end) => {
+                    if self.host(one.addr()).and_then(|host| host.sighting(one.name())).is_none() {
+                        change.evicted.push((one.addr(), one.name().clone(), *end));
+                    }
                 }
                 Step::Gone(one) => {
                     let host = self.host(one.addr());

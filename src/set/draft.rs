@@ -139,6 +139,12 @@ impl Draft {
         self.sighting_count -= 1;
     }
 
+    /// Takes a sighting out as [`Self::remove`] does, for want of room, before the `end` that it had.
+    pub fn evict(&mut self, sighting: &Arc<Sighting>, end: Timestamp) {
+        self.remove(sighting);
+        self.steps.push(Step::Evicted(Arc::clone(sighting), end));
+    }
+
     /// Returns one sighting that has ended by `now`, marked as left and still to be removed; `None` once there is none.
     pub fn due(&mut self, now: Timestamp) -> Option<Arc<Sighting>> {
         self.expiry.pop(now)

@@ -41,5 +41,5 @@ pub use draft::Draft;
 pub use history::{Event, History, Reader, Since, Subscription};
 pub use joins::{Joined, Joins};
 pub use serial::{Session, SessionError};
-pub use sighting::{Extended, Host, NameRecord, Need, Sighting, Times, apps_sorted};
+pub use sighting::{Extended, Host, NameRecord, Need, SHARED_STEP, Sighting, Times, apps_sorted};
 pub use snapshot::{Origin, Selection, Snapshot, StaticEntry};

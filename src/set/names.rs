@@ -9,6 +9,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+use smallvec::{SmallVec, smallvec};
 
 use super::sighting::{NameRecord, Sighting};
 use crate::name::Name;
@@ -24,7 +25,8 @@ pub(crate) struct Names {
 #[derive(Debug)]
 struct Known {
     record: Arc<NameRecord>,
-    sightings: Vec<Arc<Sighting>>,
+    /// Two take no more room than the list of them would.
+    sightings: SmallVec<[Arc<Sighting>; 2]>,
 }
 
 impl Names {
@@ -35,7 +37,7 @@ impl Names {
         match self.table.entry(hash, |known| known.record.name() == sighting.name(), hasher) {
             Entry::Occupied(mut entry) => entry.get_mut().sightings.push(sighting),
             Entry::Vacant(entry) => {
-                entry.insert(Known { record: Arc::clone(sighting.record()), sightings: vec![sighting] });
+                entry.insert(Known { record: Arc::clone(sighting.record()), sightings: smallvec![sighting] });
             }
         }
     }

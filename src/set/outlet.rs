@@ -59,6 +59,8 @@ pub struct Change {
     /// Sightings that are new or granted anew, and those that left; in the order of events, so the last word on a
     /// sighting counts.
     pub sightings: Vec<SightingChange>,
+    /// Sightings that left before their end to make room, each with that end; they are among `sightings`, too.
+    pub evicted: Vec<(IpAddr, Name, Timestamp)>,
 }
 
 impl Change {
@@ -73,6 +75,7 @@ impl Change {
             hosts: Vec::new(),
             statics: None,
             sightings: Vec::new(),
+            evicted: Vec::new(),
         }
     }
 
@@ -179,7 +182,14 @@ pub enum Applied {
 /// Makes the two ends of the way to a sink. The name stands in logs and metrics, like `store`.
 pub fn outlet(name: &'static str) -> (Outlet, Intake) {
     let shared = Arc::new(Shared::new());
-    (Outlet { name, shared: Arc::clone(&shared) }, Intake { shared })
+    (Outlet { name, is_awaited: true, shared: Arc::clone(&shared) }, Intake { shared })
+}
+
+/// The same for a sink that no answer ever waits for, however well it does.
+pub fn outlet_aside(name: &'static str) -> (Outlet, Intake) {
+    let (mut outlet, intake) = outlet(name);
+    outlet.is_awaited = false;
+    (outlet, intake)
 }
 
 #[derive(Debug)]
@@ -236,6 +246,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct Outlet {
     name: &'static str,
+    is_awaited: bool,
     shared: Arc<Shared>,
 }
 
@@ -268,6 +279,11 @@ impl Outlet {
     /// Returns the name for logs and metrics.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Returns whether answers may wait for the sink at all.
+    pub fn is_awaited(&self) -> bool {
+        self.is_awaited
     }
 
     /// Returns how the sink does, as it says itself.

@@ -42,6 +42,12 @@ impl NameRecord {
         Self { name, tag, apps }
     }
 
+    /// Makes the record of another name with the same tag, which both share then.
+    #[must_use]
+    pub fn with_name(&self, name: Name) -> Self {
+        Self { name, tag: self.tag.clone(), apps: Arc::clone(&self.apps) }
+    }
+
     /// Returns the listed name that was asked.
     pub fn name(&self) -> &Name {
         &self.name
@@ -89,6 +95,28 @@ impl Need {
         let span = ttl.max(min_hold).saturating_add(grace);
         let end = now.after(span);
         Self { now, told_until: now.after(ttl), end, grant: end.after(span.min(Self::SLACK_MAX)) }
+    }
+}
+
+/// Ends of a set that is shared are whole multiples of this, so that a sighting in constant use tells the others of a
+/// later end no more often.
+pub const SHARED_STEP: Duration = Duration::from_secs(30);
+
+impl Need {
+    /// The same for a set that several resolvers share, where an end is all that they know of each other's answers: it
+    /// is rounded up to a whole [`SHARED_STEP`], and a client counts as told until the grace begins.
+    pub fn shared(now: Timestamp, ttl: Duration, min_hold: Duration, grace: Duration) -> Self {
+        let step = u64::try_from(SHARED_STEP.as_millis()).unwrap_or(u64::MAX);
+        let exact = Self::new(now, ttl, min_hold, grace).end.as_millis();
+        let end = Timestamp::from_millis(exact.div_ceil(step).saturating_mul(step));
+        Self::heard(now, end, grace)
+    }
+
+    /// What it takes to hold a sighting until an end that another resolver has set.
+    pub fn heard(now: Timestamp, end: Timestamp, grace: Duration) -> Self {
+        let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let told_until = Timestamp::from_millis(end.as_millis().saturating_sub(grace_millis));
+        Self { now, told_until, end, grant: end.after(end.since(now).min(Self::SLACK_MAX)) }
     }
 }
 
@@ -360,6 +388,32 @@ mod tests {
 
     fn secs(secs: u64) -> Duration {
         Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn shared_ends_are_whole_steps_and_never_earlier_than_an_answer_needs() {
+        let secs = Duration::from_secs;
+        for (now, ttl, grace) in [(1_000_000, 60, 300), (1_000_001, 3600, 0), (29_999, 0, 1)] {
+            let now = Timestamp::from_millis(now);
+            let (own, shared) = (
+                Need::new(now, secs(ttl), secs(600), secs(grace)),
+                Need::shared(now, secs(ttl), secs(600), secs(grace)),
+            );
+            assert!(shared.end >= own.end && shared.end.since(own.end) < SHARED_STEP);
+            assert_eq!(shared.end.as_millis() % 30_000, 0);
+            assert!(shared.told_until >= own.told_until && shared.told_until <= shared.end);
+            assert!(shared.grant >= shared.end);
+            assert_eq!(
+                Need::shared(now.after(Duration::from_millis(1)), secs(ttl), secs(600), secs(grace))
+                    .end
+                    .since(shared.end)
+                    .as_millis()
+                    % 30_000,
+                0
+            );
+        }
+        let last = Need::shared(Timestamp::from_millis(u64::MAX - 5), Duration::MAX, Duration::MAX, Duration::MAX);
+        assert_eq!(last.end, Timestamp::from_millis(u64::MAX));
     }
 
     #[test]

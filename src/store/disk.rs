@@ -59,12 +59,33 @@ impl Disk {
         })
     }
 
+    /// Opens a file that is there, to be read alone.
+    pub(super) fn open_to_read(path: &Path) -> Result<Self, LockError> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(LockError::NotAFile);
+        }
+        Ok(Self {
+            file: Arc::new(file),
+            #[cfg(test)]
+            faults: Arc::default(),
+        })
+    }
+
     /// Opens the file and locks it.
     pub(super) fn lock(path: &Path) -> Result<Self, LockError> {
-        let mut tries = LOCK_TRIES;
+        Self::lock_with(path, Self::open, LOCK_TRIES)
+    }
+
+    /// Opens a file that is there and locks it, to be read alone; whoever has it locked is not waited for.
+    pub(super) fn lock_to_read(path: &Path) -> Result<Self, LockError> {
+        Self::lock_with(path, Self::open_to_read, 0)
+    }
+
+    fn lock_with(path: &Path, open: fn(&Path) -> Result<Self, LockError>, mut tries: u32) -> Result<Self, LockError> {
         // Between open and lock another process may have set the file aside: then the lock is on the wrong one.
         loop {
-            let disk = Self::open(path)?;
+            let disk = open(path)?;
             match disk.file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) if tries > 0 => {
@@ -97,18 +118,24 @@ impl Disk {
     /// Writes all of `bytes` from `offset` on.
     pub(super) fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.may_go_on()?;
+        #[cfg(test)]
+        self.faults.power.written(offset, bytes);
         self.file.write_all_at(bytes, offset)
     }
 
     /// Cuts the file, or lengthens it with zeros.
     pub(super) fn resize(&self, len: u64) -> io::Result<()> {
         self.may_go_on()?;
+        #[cfg(test)]
+        self.faults.power.resized(len);
         self.file.set_len(len)
     }
 
     /// Waits until what was written has reached the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.may_go_on()?;
+        #[cfg(test)]
+        self.faults.power.synced();
         self.file.sync_data()
     }
 
@@ -159,12 +186,80 @@ impl StorageBackend for Disk {
 pub(super) struct Faults {
     calls_left: std::sync::atomic::AtomicU64,
     delay_millis: std::sync::atomic::AtomicU64,
+    power: Arc<Power>,
+}
+
+/// What would be left of a file if the power were lost: it remembers what was synced, and each write since.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(super) struct Power(parking_lot::Mutex<(Vec<u8>, Vec<Write>)>);
+
+/// A write that the disk may not have yet.
+#[cfg(test)]
+#[derive(Debug)]
+enum Write {
+    At(usize, Vec<u8>),
+    Len(usize),
+}
+
+#[cfg(test)]
+impl Power {
+    /// A disk writes so many octets whole or not at all.
+    const SECTOR_LEN: usize = 512;
+
+    fn written(&self, offset: u64, bytes: &[u8]) {
+        let mut writes = self.0.lock();
+        let (mut at, mut rest) = (offset as usize, bytes);
+        while !rest.is_empty() {
+            let (sector, after) = rest.split_at(rest.len().min(Self::SECTOR_LEN - at % Self::SECTOR_LEN));
+            writes.1.push(Write::At(at, sector.to_vec()));
+            (at, rest) = (at + sector.len(), after);
+        }
+    }
+
+    fn resized(&self, len: u64) {
+        self.0.lock().1.push(Write::Len(len as usize));
+    }
+
+    fn synced(&self) {
+        let (image, writes) = &mut *self.0.lock();
+        writes.drain(..).for_each(|write| write.apply(image));
+    }
+
+    /// Returns a file that a loss of power may leave: what was synced, and some of what was written since.
+    pub(super) fn lose(&self, mut seed: u64) -> Vec<u8> {
+        let (image, writes) = &*self.0.lock();
+        let mut image = image.clone();
+        for write in writes {
+            // xorshift64: any half of the writes, none if there is no seed.
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            if seed & 1 == 1 {
+                write.apply(&mut image);
+            }
+        }
+        image
+    }
+}
+
+#[cfg(test)]
+impl Write {
+    fn apply(&self, image: &mut Vec<u8>) {
+        match self {
+            Self::At(at, bytes) => {
+                image.resize(image.len().max(at + bytes.len()), 0);
+                image[*at..at + bytes.len()].copy_from_slice(bytes);
+            }
+            Self::Len(len) => image.resize(*len, 0),
+        }
+    }
 }
 
 #[cfg(test)]
 impl Default for Faults {
     fn default() -> Self {
-        Self { calls_left: u64::MAX.into(), delay_millis: 0.into() }
+        Self { calls_left: u64::MAX.into(), delay_millis: 0.into(), power: Arc::default() }
     }
 }
 
@@ -183,6 +278,11 @@ impl Faults {
     /// Lets every call take so long.
     pub(super) fn delay(&self, millis: u64) {
         self.delay_millis.store(millis, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Returns what a loss of power would leave of the file.
+    pub(super) fn power(&self) -> Arc<Power> {
+        Arc::clone(&self.power)
     }
 
     fn count(&self) -> io::Result<()> {

@@ -26,9 +26,17 @@ pub(super) const TIMES_LEN_MAX: usize = 5 * 10;
 /// What becomes of a key: its times, or `None` if the sighting left.
 pub(super) fn encode(change: &SightingChange) -> (Key, Option<Box<[u8]>>) {
     match change {
-        SightingChange::Put(kept) => (key(kept.addr, &kept.name), Some(times(kept))),
+        SightingChange::Put(kept) => {
+            let (key, times) = put(kept);
+            (key, Some(times))
+        }
         SightingChange::Gone { addr, name } => (key(*addr, name), None),
     }
+}
+
+/// The key and the times of a sighting.
+pub(super) fn put(kept: &Kept) -> (Key, Box<[u8]>) {
+    (key(kept.addr, &kept.name), times(kept))
 }
 
 fn key(addr: IpAddr, name: &Name) -> Key {
@@ -109,6 +117,14 @@ fn take_number(octets: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+/// Tells the times of an entry in another clock, which is so far ahead of the one that they were told in.
+pub(super) fn shift(kept: &mut Kept, millis: i64) {
+    let Kept { first_seen, last_seen, told_until, end, granted, .. } = kept;
+    for time in [first_seen, last_seen, told_until, end, granted] {
+        *time = time.shifted(millis);
+    }
 }
 
 /// Brings the times of an entry into the present of `now`.

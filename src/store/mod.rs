@@ -19,8 +19,10 @@
 //! - **Fails while running**: said once, and the sink is down until it works again; meanwhile the last word on each
 //!   sighting is remembered, and written first.
 //!
-//! A restored entry is bounded to how long it was granted for, so that a clock that was set back between two runs makes
-//! no entry immortal.
+//! Times are told in wall time, whose zone is none. The wall clock may be set between two runs; while the kernel is not
+//! started anew its monotonic clock says by how much, and all times move along (`Boot`). Over a reboot nobody can say:
+//! then a restored entry is bounded to how long it was granted for, so that a clock that was set back makes no entry
+//! immortal.
 
 use std::fs;
 use std::io;
@@ -28,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::set::Session;
 use crate::set::outlet::{Kept, Restored};
 
@@ -36,6 +38,7 @@ mod disk;
 mod entry;
 mod journal;
 mod metrics;
+mod offline;
 mod pending;
 mod run;
 mod table;
@@ -45,6 +48,7 @@ mod testing;
 mod tests;
 
 pub use metrics::Metrics;
+pub use offline::{Look, Merged, look, merge};
 pub use run::run;
 
 use disk::{Disk, LockError};
@@ -59,6 +63,9 @@ const SERIALS_LOST_MAX: u64 = 1 << 32;
 
 /// Where Linux tells which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// So much of a difference between two clocks is none: it is what passes while they are read.
+const SHIFT_MILLIS_MIN: u64 = 100;
 
 /// Where the set is kept, and what a commit survives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +111,17 @@ pub enum StoreError {
     /// Another greenlane has the file open.
     #[error("`{0}` is in use by another greenlane; stop it, or name another file for this one")]
     InUse(PathBuf),
+    /// There is no file to look at.
+    #[error("there is no store at `{0}`: no greenlane has run with this configuration yet")]
+    Missing(PathBuf),
+    /// A file that is looked at is damaged or another program's.
+    #[error("`{path}` is no store that can be read: {why}")]
+    Unsound {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A file that is no store of ours could not be moved out of the way.
     #[error("`{path}` is no store that can be read ({why}) and cannot be set aside: {source}; move it away")]
     Stuck {
@@ -146,23 +164,47 @@ pub struct Opened {
     pub restored: Restored,
 }
 
+/// The boot of the kernel that a process lives in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Boot {
+    /// `None` where the kernel does not tell.
+    id: Option<String>,
+    /// How far our clock is ahead of the monotonic one of this boot.
+    ahead_millis: Option<i64>,
+}
+
+impl Boot {
+    fn of(clock: &Clock) -> Self {
+        let id = fs::read_to_string(BOOT_ID).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        Self { id, ahead_millis: clock.ahead_of_monotonic_millis() }
+    }
+
+    /// Returns how far the wall clock was set ahead since `meta` was written; 0 if nobody knows.
+    fn shift_millis(&self, meta: &Meta) -> i64 {
+        let (Some(now), Some(before)) = (self.ahead_millis, meta.ahead_millis) else { return 0 };
+        let shift = now.saturating_sub(before);
+        let is_one_boot = self.id.is_some() && self.id == meta.boot;
+        if is_one_boot && shift.unsigned_abs() >= SHIFT_MILLIS_MIN { shift } else { 0 }
+    }
+}
+
 impl Store {
-    /// Opens the store or makes it, and reads what has not ended by `now`. It is ours alone from here on.
+    /// Opens the store or makes it, and reads what has not ended by now. It is ours alone from here on.
     ///
     /// A file that is damaged or not ours is set aside as `<path>.damaged-<seconds>`, which is logged, and an empty
     /// store begins. Entries that have ended are dropped for good. Works long: a second for a million entries.
     ///
     /// # Errors
     /// See [`StoreError`]; a store that can be read but not written, as on a full disk, is one of them.
-    pub fn open(options: &Options, now: Timestamp) -> Result<Opened, StoreError> {
-        let boot = fs::read_to_string(BOOT_ID).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
-        if boot.is_none() {
+    pub fn open(options: &Options, clock: &Clock) -> Result<Opened, StoreError> {
+        let boot = Boot::of(clock);
+        if boot.id.is_none() {
             tracing::info!("the kernel does not tell its boot id ({BOOT_ID}): a loss of power is taken for a kill");
         }
-        Self::open_in_boot(options, now, boot)
+        Self::open_in_boot(options, clock.now(), boot)
     }
 
-    fn open_in_boot(options: &Options, now: Timestamp, boot: Option<String>) -> Result<Opened, StoreError> {
+    fn open_in_boot(options: &Options, now: Timestamp, boot: Boot) -> Result<Opened, StoreError> {
         let files = Files::new(&options.path)?;
         let disk = files.lock()?;
         let why = match Self::begin(&files, disk.clone(), options.durability, now, boot.clone()) {
@@ -191,22 +233,35 @@ impl Store {
         disk: Disk,
         durability: Durability,
         now: Timestamp,
-        boot: Option<String>,
+        boot: Boot,
     ) -> Result<Opened, TableError> {
         let mut journals = [files.open_journal(0)?, files.open_journal(1)?];
         let (table, found) = Table::open(disk.clone())?;
-        let (logged, sequence) = replays(&journals, found.as_ref())?;
+        let (logged, sequence) = replays(journals.iter(), found.as_ref())?;
         let before = found.unwrap_or_else(|| Meta {
             id: rand::random(),
             session: Session::random(),
             serial: 0,
             is_complete: true,
             covered: 0,
-            boot: boot.clone(),
+            boot: boot.id.clone(),
+            ahead_millis: boot.ahead_millis,
         });
+        let shift_millis = boot.shift_millis(&before);
         let meta = Meta { covered: sequence, ..next_meta(&before, &logged, boot) };
         let is_complete = if logged.is_empty() { before.is_complete } else { logged.is_complete() };
-        let (sightings, changes) = restore(&table, logged, is_complete, now)?;
+        let Found { sightings, mut changes, unread_count } = restore(&table, logged, is_complete, (now, shift_millis))?;
+        if unread_count > 0 {
+            tracing::warn!("{unread_count} entries of the store cannot be read and are dropped");
+        }
+        if shift_millis != 0 {
+            let ahead = shift_millis as f64 / 1000.0;
+            tracing::info!(
+                "the wall clock was set by {ahead} s since the store was written; the ends in it move along"
+            );
+            // All of it is told in the new clock, or none of it.
+            changes = Pending::whole(sightings.iter().map(entry::put));
+        }
         let sighting_count = table.commit(&changes, &meta)?;
         let [current, other] = &mut journals;
         other.clear()?;
@@ -224,12 +279,12 @@ impl Store {
 }
 
 /// Where the set stands from now on. It is written as not complete: only the last change of this process is.
-fn next_meta(before: &Meta, logged: &Pending, boot: Option<String>) -> Meta {
+fn next_meta(before: &Meta, logged: &Pending, boot: Boot) -> Meta {
     let (session, serial, is_complete) = match logged.stand() {
         Some((session, serial)) => (session, serial, logged.is_complete()),
         None => (before.session, before.serial, before.is_complete),
     };
-    let is_same_boot = match (&before.boot, &boot) {
+    let is_same_boot = match (&before.boot, &boot.id) {
         (Some(before), Some(now)) => before == now,
         _ => true,
     };
@@ -244,11 +299,11 @@ fn next_meta(before: &Meta, logged: &Pending, boot: Option<String>) -> Meta {
             (Session::random(), 0)
         }
     };
-    Meta { session, serial, is_complete: false, boot, ..*before }
+    Meta { session, serial, is_complete: false, boot: boot.id, ahead_millis: boot.ahead_millis, ..*before }
 }
 
 /// Returns what the journals of this database say beyond it, and the highest sequence number of any.
-fn replays(journals: &[Journal; 2], meta: Option<&Meta>) -> io::Result<(Pending, u64)> {
+fn replays<'a>(journals: impl Iterator<Item = &'a Journal>, meta: Option<&Meta>) -> io::Result<(Pending, u64)> {
     let mut all = Pending::default();
     let Some(meta) = meta else { return Ok((all, 0)) };
     let mut found: Vec<Replay> = Vec::new();
@@ -261,14 +316,23 @@ fn replays(journals: &[Journal; 2], meta: Option<&Meta>) -> io::Result<(Pending,
     Ok((all, sequence))
 }
 
-/// Returns the sightings that have not ended, and what the database must be told: what the journals say and it does
-/// not, and that the others are gone.
+/// What is in the files.
+struct Found {
+    /// What has not ended.
+    sightings: Vec<Kept>,
+    /// What the database must be told: what the journals say and it does not, and that the others are gone.
+    changes: Pending,
+    /// How many entries are none.
+    unread_count: u64,
+}
+
+/// Reads everything. `now` comes with how far its clock is ahead of the one that times are told in.
 fn restore(
     table: &Table,
     logged: Pending,
     is_complete: bool,
-    now: Timestamp,
-) -> Result<(Vec<Kept>, Pending), TableError> {
+    (now, shift_millis): (Timestamp, i64),
+) -> Result<Found, TableError> {
     let mut sightings = Vec::new();
     let mut ended: Vec<Key> = Vec::new();
     let mut unread_count = 0_u64;
@@ -278,6 +342,7 @@ fn restore(
             ended.push(key.into());
             return;
         };
+        entry::shift(&mut kept, shift_millis);
         entry::bound(&mut kept, now);
         // Unless the last change was kept, it may have been extended without another word up to what was granted.
         if (if is_complete { kept.end } else { kept.granted }) > now {
@@ -298,12 +363,9 @@ fn restore(
             take(key, times);
         }
     }
-    if unread_count > 0 {
-        tracing::warn!("{unread_count} entries of the store cannot be read and are dropped");
-    }
     let mut changes = logged;
     changes.forget(ended);
-    Ok((sightings, changes))
+    Ok(Found { sightings, changes, unread_count })
 }
 
 /// The names of the store's files.
@@ -405,6 +467,7 @@ fn refused(path: &Path, error: LockError) -> StoreError {
         LockError::InUse => StoreError::InUse(path),
         LockError::NotAFile => StoreError::NoFile(path),
         LockError::Io(source) => match source.kind() {
+            io::ErrorKind::NotFound => StoreError::Missing(path),
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => StoreError::Denied { path, source },
             _ => StoreError::Io { path, source },
         },

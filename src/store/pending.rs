@@ -25,6 +25,16 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// Says that there is this and nothing else, without being a change of the set.
+    pub(super) fn whole(entries: impl Iterator<Item = (Key, Box<[u8]>)>) -> Self {
+        Self { is_whole: true, ..Self::more(entries) }
+    }
+
+    /// Says that there is this, too, without being a change of the set.
+    pub(super) fn more(entries: impl Iterator<Item = (Key, Box<[u8]>)>) -> Self {
+        Self { entries: entries.map(|(key, times)| (key, Some(times))).collect(), ..Self::default() }
+    }
+
     /// Adds a change: `(is_whole, is_last)`, and what it says of each key.
     pub(super) fn add(
         &mut self,

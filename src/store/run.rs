@@ -351,6 +351,7 @@ struct Done {
 /// After a failure redb wants the file opened anew.
 fn write_database(table: Table, disk: &Disk, id: u64, jobs: &Receiver<Job>, results: &SyncSender<Done>) {
     let mut open = Some(table);
+    let mut room = Room::default();
     while let Ok(Job { changes, meta }) = jobs.recv() {
         let result = match open.take().map_or_else(|| reopen(disk, id), Ok) {
             Ok(table) => match table.commit(&changes, &meta) {
@@ -366,12 +367,62 @@ fn write_database(table: Table, disk: &Disk, id: u64, jobs: &Receiver<Job>, resu
             Err(error) => Err(error),
         };
         let done = Done { changes, covered: meta.covered, result };
+        let count = done.result.as_ref().ok().copied();
         if results.send(done).is_err() {
             break;
+        }
+        // Meanwhile the next changes wait in the journal, which is long enough for that.
+        if let (Some(count), Some(mut table)) = (count, open.take()) {
+            match room.tidy(&mut table, disk, count) {
+                Ok(()) => open = Some(table),
+                Err(error) => {
+                    tracing::warn!(%error, "store.path: the database could not be made smaller");
+                    let _ = table.close();
+                }
+            }
         }
     }
     if let Some(Err(error)) = open.map(Table::close) {
         tracing::warn!(%error, "store.path: the database was not closed in order; the next start checks it");
+    }
+}
+
+/// Whether the file has much more room than it needs.
+///
+/// A transaction writes beside what it replaces, so that under change the file is some two or three times as long as what
+/// it holds; to make it smaller then would be in vain. It is looked at again only once it is twice as long as it was, or
+/// holds half of what it did.
+#[derive(Debug)]
+struct Room {
+    /// A shorter file is not worth a look.
+    len_min: u64,
+    /// How many entries there were when it was looked at last.
+    count: u64,
+}
+
+/// A file up to this long is left as it is.
+const ROOM_LEN_MIN: u64 = 4 << 20;
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { len_min: ROOM_LEN_MIN, count: 0 }
+    }
+}
+
+impl Room {
+    /// Makes the file smaller if it is much longer than what it holds.
+    fn tidy(&mut self, table: &mut Table, disk: &Disk, count: u64) -> Result<(), TableError> {
+        let len = disk.size()?;
+        if len < ROOM_LEN_MIN || len < self.len_min && count >= self.count / 2 {
+            return Ok(());
+        }
+        (self.len_min, self.count) = (len.saturating_mul(2), count);
+        if len < table.live_len()? / 2 * 3 {
+            return Ok(());
+        }
+        table.compact()?;
+        tracing::info!("store.path: the database was made smaller: from {len} to {} octets", disk.size()?);
+        Ok(())
     }
 }
 

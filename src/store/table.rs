@@ -6,7 +6,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::backends::InMemoryBackend;
+use redb::{
+    Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition,
+};
 use thiserror::Error;
 
 use super::StoreError;
@@ -14,11 +17,18 @@ use super::disk::Disk;
 use super::pending::Pending;
 use crate::set::Session;
 
-/// The layout of the file. A change to keys or times that an older greenlane would misread takes the next number.
-const SCHEMA: u64 = 1;
+/// The layout of the file. A change that an older greenlane would misread takes the next number; what a file of a
+/// number before lacks is none, and it becomes one of this number with the first transaction.
+///
+/// | schema | new in it |
+/// |---|---|
+/// | 1 | |
+/// | 2 | `ahead`, the clock that times are told in; without it they are wall time |
+pub(super) const SCHEMA: u64 = 2;
 
-/// What redb may keep in memory: the upper pages of the tree; the set itself is in memory already.
-const CACHE_LEN_MAX: usize = 16 << 20;
+/// What redb may keep in memory: the upper pages of the tree; the set itself is in memory already, and what is not here
+/// the kernel has.
+const CACHE_LEN_MAX: usize = 1 << 20;
 
 const SIGHTINGS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("greenlane.sightings");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("greenlane.numbers");
@@ -37,6 +47,8 @@ pub(super) struct Meta {
     pub(super) covered: u64,
     /// Which boot of the kernel wrote this, if the kernel tells.
     pub(super) boot: Option<String>,
+    /// How far the clock that times are told in is ahead of that boot's monotonic one, if that is known.
+    pub(super) ahead_millis: Option<i64>,
 }
 
 /// Why the database does not serve.
@@ -61,10 +73,11 @@ pub(super) enum TableError {
 
 impl<E: Into<redb::Error>> From<E> for TableError {
     fn from(error: E) -> Self {
-        use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+        // Beyond its end a file says the one, a copy in memory the other.
+        use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
         match error.into() {
             redb::Error::Corrupted(what) => Self::Damaged(what),
-            redb::Error::Io(error) if matches!(error.kind(), InvalidData | UnexpectedEof) => {
+            redb::Error::Io(error) if matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof) => {
                 Self::Damaged(error.to_string())
             }
             redb::Error::Io(error) => Self::Io(error),
@@ -91,11 +104,20 @@ impl Table {
     /// Opens the database in a file, or makes it in an empty one. `None` stands for what is known of the whole in a
     /// new one.
     pub(super) fn open(disk: Disk) -> Result<(Self, Option<Meta>), TableError> {
+        Self::open_on(disk)
+    }
+
+    /// The same for a copy, to be looked at and thrown away.
+    pub(super) fn open_copy(copy: InMemoryBackend) -> Result<(Self, Option<Meta>), TableError> {
+        Self::open_on(copy)
+    }
+
+    fn open_on(backend: impl StorageBackend) -> Result<(Self, Option<Meta>), TableError> {
         caught(|| {
-            let is_new = disk.size()? == 0;
+            let is_new = backend.len()? == 0;
             let mut builder = Builder::new();
             builder.set_cache_size(CACHE_LEN_MAX).set_check_integrity_on_open(!is_new);
-            let table = Self { database: builder.create_with_backend(disk)? };
+            let table = Self { database: builder.create_with_backend(backend)? };
             let meta = if is_new { None } else { table.meta()? };
             Ok((table, meta))
         })
@@ -113,14 +135,14 @@ impl Table {
             number.ok_or_else(|| TableError::Damaged(format!("it does not say its {name}")))
         };
         match number("schema")? {
-            SCHEMA => {}
+            1..=SCHEMA => {}
             found => {
-                let newer = if found > SCHEMA { "newer" } else { "older" };
-                let text = format!("it has the schema {found} of a {newer} greenlane; this one reads schema {SCHEMA}");
+                let text = format!("it has the schema {found} of a newer greenlane; this one reads up to {SCHEMA}");
                 return Err(TableError::Foreign(text));
             }
         }
         let boot = read.open_table(TEXTS)?.get("boot")?.map(|text| text.value().to_owned());
+        let ahead_millis = numbers.get("ahead")?.map(|number| number.value().cast_signed());
         Ok(Some(Meta {
             id: number("id")?,
             session: Session(number("session")?),
@@ -128,7 +150,25 @@ impl Table {
             is_complete: number("complete")? != 0,
             covered: number("covered")?,
             boot,
+            ahead_millis,
         }))
+    }
+
+    /// Returns the schema that the file has.
+    pub(super) fn schema(&self) -> Result<u64, TableError> {
+        caught(|| {
+            let read = self.database.begin_read()?;
+            Ok(read.open_table(NUMBERS)?.get("schema")?.map_or(0, |number| number.value()))
+        })
+    }
+
+    /// Returns how many entries there are with those that `logged` adds and without those that it takes.
+    pub(super) fn count(&self, logged: &Pending) -> Result<u64, TableError> {
+        let mut count = logged.entries().filter(|(_, times)| times.is_some()).count() as u64;
+        if !logged.is_whole() {
+            self.for_each(|key, _| count += u64::from(!logged.has(key)))?;
+        }
+        Ok(count)
     }
 
     /// Hands every entry to `take`, sorted by key.
@@ -151,16 +191,17 @@ impl Table {
     pub(super) fn commit(&self, changes: &Pending, meta: &Meta) -> Result<u64, TableError> {
         caught(|| {
             let write = self.database.begin_write()?;
-            if changes.is_whole() {
-                write.delete_table(SIGHTINGS)?;
-            }
             let count = {
                 let mut sightings = write.open_table(SIGHTINGS)?;
-                for (key, times) in changes.entries() {
-                    match times {
-                        Some(times) => sightings.insert(key, times)?,
-                        None => sightings.remove(key)?,
-                    };
+                if changes.is_whole() {
+                    replace(&mut sightings, changes)?;
+                } else {
+                    for (key, times) in changes.entries() {
+                        match times {
+                            Some(times) => sightings.insert(key, times)?,
+                            None => sightings.remove(key)?,
+                        };
+                    }
                 }
                 sightings.len()?
             };
@@ -172,6 +213,10 @@ impl Table {
                 numbers.insert("serial", meta.serial)?;
                 numbers.insert("covered", meta.covered)?;
                 numbers.insert("complete", u64::from(meta.is_complete))?;
+                match meta.ahead_millis {
+                    Some(millis) => drop(numbers.insert("ahead", millis.cast_unsigned())?),
+                    None => drop(numbers.remove("ahead")?),
+                }
                 let mut texts = write.open_table(TEXTS)?;
                 match &meta.boot {
                     Some(boot) => drop(texts.insert("boot", boot.as_str())?),
@@ -183,10 +228,55 @@ impl Table {
         })
     }
 
+    /// Returns how many octets of the file hold something now. Walks all of it.
+    pub(super) fn live_len(&self) -> Result<u64, TableError> {
+        caught(|| {
+            let write = self.database.begin_write()?;
+            let stats = write.stats()?;
+            write.abort()?;
+            Ok((stats.leaf_pages() + stats.branch_pages()).saturating_mul(stats.page_size() as u64))
+        })
+    }
+
+    /// Gives back to the system what the file does not need. Takes seconds for a million entries.
+    pub(super) fn compact(&mut self) -> Result<(), TableError> {
+        caught(|| {
+            self.database.compact()?;
+            Ok(())
+        })
+    }
+
     /// Closes the file in order, so that the next open needs no repair.
     pub(super) fn close(self) -> Result<(), TableError> {
         caught(|| Ok(self.database.close()?))
     }
+}
+
+/// Makes a table hold what `changes` say and nothing else; what it holds already is not written again: after a start it
+/// is all of it, or nearly.
+fn replace(sightings: &mut redb::Table<'_, &[u8], &[u8]>, changes: &Pending) -> Result<(), TableError> {
+    let mut wanted = changes.entries().filter_map(|(key, times)| Some((key, times?))).peekable();
+    let (mut gone, mut puts) = (Vec::<Box<[u8]>>::new(), Vec::new());
+    // Both are sorted by key.
+    for entry in sightings.iter()? {
+        let (key, times) = entry?;
+        while let Some(put) = wanted.next_if(|(wanted, _)| *wanted < key.value()) {
+            puts.push(put);
+        }
+        match wanted.next_if(|(wanted, _)| *wanted == key.value()) {
+            Some((_, same)) if same == times.value() => {}
+            Some(put) => puts.push(put),
+            None => gone.push(key.value().into()),
+        }
+    }
+    puts.extend(wanted);
+    for key in &gone {
+        sightings.remove(&**key)?;
+    }
+    for (key, times) in puts {
+        sightings.insert(key, times)?;
+    }
+    Ok(())
 }
 
 /// Turns a panic of redb into damage. Whatever it left half done is not used again: the database is opened anew.

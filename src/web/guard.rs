@@ -51,6 +51,7 @@ pub(super) enum Endpoint {
     Ack,
     ShrinkAccept,
     Explain,
+    Sightings,
     Apps,
     Stats,
     Metrics,
@@ -70,6 +71,7 @@ impl Endpoint {
             super::ACK => Self::Ack,
             super::SHRINK_ACCEPT => Self::ShrinkAccept,
             "/explain" => Self::Explain,
+            "/sightings" => Self::Sightings,
             "/apps" => Self::Apps,
             "/stats" => Self::Stats,
             "/metrics" => Self::Metrics,
@@ -92,6 +94,7 @@ impl Endpoint {
             Self::Ack => "ack",
             Self::ShrinkAccept => "shrink_accept",
             Self::Explain => "explain",
+            Self::Sightings => "sightings",
             Self::Apps => "apps",
             Self::Stats => "stats",
             Self::Metrics => "metrics",
@@ -114,7 +117,14 @@ impl Endpoint {
             | Self::Other => Access::Open,
             // Whoever may follow may say how far it has come.
             Self::Ack => Access::Read,
-            Self::Delta | Self::Watch | Self::ShrinkAccept | Self::Explain | Self::Apps | Self::Stats | Self::Index => {
+            Self::Delta
+            | Self::Watch
+            | Self::ShrinkAccept
+            | Self::Explain
+            | Self::Sightings
+            | Self::Apps
+            | Self::Stats
+            | Self::Index => {
                 if is_reading(method) {
                     Access::Read
                 } else {

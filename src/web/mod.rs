@@ -6,6 +6,7 @@
 //!                    ├▶ watch    /watch
 //!                    ├▶ ack      /ack         by POST: a follower holds what /watch told
 //!                    ├▶ explain  /explain
+//!                    ├▶ sightings  /sightings
 //!                    ├▶ shrink   /shrink/accept   by POST: the set may shrink as the lists say
 //!                    └▶ ops      /  /apps  /stats  /metrics  /healthz  /readyz
 //! ```
@@ -41,6 +42,7 @@ mod rendered;
 mod reply;
 mod server;
 mod shrink;
+mod sightings;
 mod state;
 mod token;
 mod watch;
@@ -110,7 +112,7 @@ fn feed_routes(web: &Arc<Web>) -> Router {
 fn other_routes(web: &Arc<Web>) -> Router {
     let own = || Arc::clone(web);
     let (delta, watch, explain, apps, stats, metrics, readyz) = (own(), own(), own(), own(), own(), own(), own());
-    let (ack, shrink) = (own(), own());
+    let (ack, shrink, seen) = (own(), own(), own());
     Router::new()
         .route("/", get(async || ops::index()))
         .route("/delta", get(move |uri: Uri| delta::delta(Arc::clone(&delta), uri)))
@@ -126,6 +128,7 @@ fn other_routes(web: &Arc<Web>) -> Router {
             post(move |uri: Uri, request: Request| shrink::accept(Arc::clone(&shrink), uri, request.into_body())),
         )
         .route("/explain", get(move |uri: Uri| explain::explain(Arc::clone(&explain), uri)))
+        .route("/sightings", get(move |uri: Uri| sightings::sightings(Arc::clone(&seen), uri)))
         .route("/apps", get(move |uri: Uri| ops::apps(Arc::clone(&apps), uri)))
         .route("/stats", get(async move |uri: Uri| ops::stats(&stats, &uri)))
         .route("/metrics", get(move || ops::metrics(Arc::clone(&metrics))))

@@ -23,6 +23,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,6 +45,8 @@ const UNACKNOWLEDGED_TIME_MAX: Duration = Duration::from_secs(60);
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often that is said at most.
+const COMPLAIN_PAUSE: Duration = Duration::from_secs(60);
 
 /// Serves HTTP on `listener` until `shutdown` is cancelled; returns within about a second of that.
 ///
@@ -64,6 +67,7 @@ pub async fn serve_metrics(listener: TcpListener, registry: Registry, shutdown: 
 async fn accept(listener: TcpListener, router: Router, allow: &[Prefix], shutdown: CancellationToken) {
     let limiter = Limiter::new(CONNECTIONS_MAX, CONNECTIONS_PER_CLIENT_MAX);
     let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
+    let mut complained = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -73,7 +77,7 @@ async fn accept(listener: TcpListener, router: Router, allow: &[Prefix], shutdow
         let (stream, peer) = match accepted {
             Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
-                pause_after(&error).await;
+                pause_after(&error, &mut complained).await;
                 continue;
             }
         };
@@ -130,13 +134,16 @@ fn tune(stream: &TcpStream) {
 }
 
 /// A connection that broke before we took it is no reason to wait; anything else is.
-async fn pause_after(error: &io::Error) {
+async fn pause_after(error: &io::Error, complained: &mut Option<Instant>) {
     let is_peer = matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
     );
     if !is_peer {
-        tracing::warn!(%error, "the web listener cannot accept");
+        if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_PAUSE) {
+            *complained = Some(Instant::now());
+            tracing::warn!(%error, "the web listener cannot accept");
+        }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }

@@ -383,7 +383,7 @@ async fn foreign_host_reads_open_lists_only() {
     let ask = async |target: &str, host: &str| {
         site.raw(&format!("GET {target} HTTP/1.1\r\n{host}Connection: close\r\n\r\n")).await.status
     };
-    for target in ["/explain?name=zoom.us", "/stats", "/apps", "/delta", "/watch", "/"] {
+    for target in NOT_OPEN {
         assert_eq!(ask(target, "Host: evil.example:8053\r\n").await, 421, "{target}");
         assert_eq!(ask(target, "Host: localhost\r\nHost: evil.example\r\n").await, 400, "{target}");
     }
@@ -408,7 +408,7 @@ const OPEN: [&str; 9] = [
     "/readyz",
 ];
 /// What is not.
-const NOT_OPEN: [&str; 6] = ["/explain?name=zoom.us", "/stats", "/apps", "/delta", "/watch", "/"];
+const NOT_OPEN: [&str; 7] = ["/explain?name=zoom.us", "/sightings", "/stats", "/apps", "/delta", "/watch", "/"];
 
 /// Asks as if from `peer`; returns the status and the challenge.
 async fn ask_from(

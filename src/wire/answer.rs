@@ -11,10 +11,12 @@
 //! written anew (`rebuild.rs`). [`Answer::lifetime_secs`] is the lowest TTL in those octets, whatever its section:
 //! within it no client is ever told a record that has ended.
 
+use smallvec::SmallVec;
+
 use super::facts::Chain;
 use super::kept::{Kept, Shape};
 use super::opt::{self, EDES_MAX, Ede};
-use super::walk::{Header, Message, Record, Section, WalkError};
+use super::walk::{Header, Message, Record, Records, Section, WalkError};
 use super::{HEADER_LEN, Question, flag, put_u16, put_u32, rcode, rebuild, rtype, u16_at, u32_at};
 
 /// How TTLs are bounded, and whether the upstream's AD bit is believed. All spans are in seconds.
@@ -52,14 +54,13 @@ pub struct Answer {
 
 impl Answer {
     /// Puts the parts into one block. No more than [`EDES_MAX`] EDEs are given.
-    fn assemble(placed: &Placed, edes: &[Ede], (rcode, kind, lifetime_secs): (u16, Kind, u32)) -> Self {
-        let [_, authority_at, additional_at] = placed.section_starts;
+    fn assemble(placed: Placed, edes: &[Ede], (rcode, kind, lifetime_secs): (u16, Kind, u32)) -> Self {
         // A message is at most 65,535 octets, and a record takes eleven of them or more.
         let (message_len, ttl_count) = (placed.bytes.len() as u16, placed.ttl_offsets.len() as u16);
-        let shape = Shape { lifetime_secs, message_len, ttl_count, rcode, authority_at, additional_at, kind };
+        let shape = Shape { lifetime_secs, message_len, ttl_count, rcode, kind };
         let edes_len: usize = edes.iter().map(Ede::option_len).sum();
-        let mut octets = Vec::with_capacity(placed.bytes.len() + 2 * placed.ttl_offsets.len() + edes_len);
-        octets.extend_from_slice(&placed.bytes);
+        let mut octets = placed.bytes;
+        octets.reserve_exact(2 * placed.ttl_offsets.len() + edes_len);
         octets.extend(placed.ttl_offsets.iter().flat_map(|at| at.to_ne_bytes()));
         edes.iter().for_each(|ede| ede.write(&mut octets, true));
         Self { shape, octets: octets.into_boxed_slice() }
@@ -127,14 +128,13 @@ impl Answer {
 pub fn synthesize(question: &Question, rcode: u16, edes: &[Ede]) -> Answer {
     let mut bytes = Vec::with_capacity(HEADER_LEN + question.name.as_wire().len() + 4);
     write_head(&mut bytes, question, flag::QR | flag::RA | (rcode & flag::RCODE));
-    let end = bytes.len() as u16;
     let kind = match rcode {
         rcode::NOERROR => Kind::NoData,
         rcode::NXDOMAIN => Kind::NxDomain,
         _ => Kind::Failure,
     };
-    let placed = Placed { bytes, ttl_offsets: Vec::new(), section_starts: [end; 3] };
-    Answer::assemble(&placed, &edes[..edes.len().min(EDES_MAX)], (rcode, kind, 0))
+    let placed = Placed { bytes, ttl_offsets: Offsets::new() };
+    Answer::assemble(placed, &edes[..edes.len().min(EDES_MAX)], (rcode, kind, 0))
 }
 
 /// Appends a header with no records, and the question.
@@ -165,7 +165,8 @@ pub(super) fn kind_of(rcode: u16, records: &[Record], chain: &Chain, question: &
 
 /// Turns the TTLs as sent into those that clients are told.
 pub(super) fn set_ttls(records: &mut [Record], rules: &Rules, kind: Kind, reply: &[u8]) {
-    let mut order: Vec<(u64, u16)> = records.iter().zip(0..).map(|(record, i)| (rrset_key(record, reply), i)).collect();
+    let mut order: SmallVec<[(u64, u16); 8]> =
+        records.iter().zip(0..).map(|(record, i)| (rrset_key(record, reply), i)).collect();
     order.sort_unstable();
     for rrset in order.chunk_by(|a, b| a.0 == b.0) {
         let members = || rrset.iter().map(|(_, i)| usize::from(*i));
@@ -223,7 +224,7 @@ pub(super) fn make(
     rcode: u16,
     kind: Kind,
 ) -> Result<Answer, WalkError> {
-    let kept: Vec<Record> = message.records.iter().filter(|record| stays(record, message, question)).copied().collect();
+    let kept: Records = message.records.iter().filter(|record| stays(record, message, question)).copied().collect();
     let ad = if rules.trust_ad { header.flags & flag::AD } else { 0 };
     let flags = flag::QR | flag::RA | ad | (rcode & flag::RCODE);
     let placed = if may_copy(message, header, &kept) {
@@ -232,7 +233,7 @@ pub(super) fn make(
         rebuild::write(message.source.message(), question, flags, &kept)?
     };
     let edes = message.opt.map(|(_, rdata)| opt::edes_in(rdata)).unwrap_or_default();
-    Ok(Answer::assemble(&placed, &edes, (rcode, kind, lifetime(&kept, kind))))
+    Ok(Answer::assemble(placed, &edes, (rcode, kind, lifetime(&kept, kind))))
 }
 
 /// Returns whether a record may be told to clients who ask this question.
@@ -260,12 +261,13 @@ fn lifetime(kept: &[Record], kind: Kind) -> u32 {
     lowest.filter(|_| is_cacheable).unwrap_or_default()
 }
 
-/// A message being kept, and what stands where in it.
+/// Where TTLs stand.
+pub(super) type Offsets = SmallVec<[u16; 16]>;
+
+/// A message being kept, and where its TTLs stand: one for every record.
 pub(super) struct Placed {
     pub(super) bytes: Vec<u8>,
-    pub(super) ttl_offsets: Vec<u16>,
-    /// Where each of the three sections starts.
-    pub(super) section_starts: [u16; 3],
+    pub(super) ttl_offsets: Offsets,
 }
 
 /// Returns whether the upstream's own octets can be kept: the question is there, everything that goes stands after
@@ -284,24 +286,20 @@ fn end_of(message: &Message<'_>, kept: &[Record]) -> usize {
 /// Keeps the upstream's octets, with our header and TTLs.
 fn copy(message: &Message<'_>, question: &Question, flags: u16, kept: &[Record]) -> Placed {
     let end = end_of(message, kept);
-    let mut bytes = Vec::with_capacity(end);
+    // The places of the TTLs come behind.
+    let mut bytes = Vec::with_capacity(end + 2 * kept.len());
     write_head(&mut bytes, question, flags);
     bytes.extend_from_slice(message.source.message().get(bytes.len()..end).unwrap_or_default());
-    let mut section_starts = [end as u16; 3];
     let mut counts = [0u16; 3];
-    let mut ttl_offsets = Vec::with_capacity(kept.len());
+    let mut ttl_offsets = Offsets::with_capacity(kept.len());
     for record in kept {
-        // Records stand in the order of their sections: the first one seen starts its own and all before it.
-        for start in &mut section_starts[..=record.section as usize] {
-            *start = (*start).min(record.at);
-        }
         counts[record.section as usize] += 1;
         let ttl_at = record.type_at + 4;
         put_u32(&mut bytes, usize::from(ttl_at), record.ttl_secs);
         ttl_offsets.push(ttl_at);
     }
     put_counts(&mut bytes, counts);
-    Placed { bytes, ttl_offsets, section_starts }
+    Placed { bytes, ttl_offsets }
 }
 
 /// Writes the records' counts into a header.

@@ -9,6 +9,8 @@
 
 use std::net::IpAddr;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::names::{NameId, NameTable};
 use super::rdata::Svcb;
 use super::walk::{Record, Section, WalkError};
@@ -19,9 +21,9 @@ use crate::name::{Name, WIRE_LEN_MAX};
 pub const CHAIN_LEN_MAX: usize = 32;
 
 /// What the learner needs of a reply.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Names on the CNAME and DNAME chain, the one asked first, each once, at most [`CHAIN_LEN_MAX`].
+    /// Names on the CNAME and DNAME chain behind the one asked, in order, each once; with it at most [`CHAIN_LEN_MAX`].
     pub chain: Vec<Name>,
     /// A, AAAA and hints owned by the chain: sorted, each address once, with the longest TTL told for it.
     pub addresses: Vec<Sighted>,
@@ -30,6 +32,13 @@ pub struct Facts {
     pub targets: Vec<(Name, u32)>,
     /// False when the chain was longer than [`CHAIN_LEN_MAX`], so that addresses may be missing.
     pub all_addresses: bool,
+}
+
+/// Those of an answer that says nothing.
+impl Default for Facts {
+    fn default() -> Self {
+        Self { chain: Vec::new(), addresses: Vec::new(), targets: Vec::new(), all_addresses: true }
+    }
 }
 
 /// An address in an answer.
@@ -46,14 +55,17 @@ pub struct Sighted {
 /// The names reached from the name asked.
 pub(super) struct Chain {
     /// In the order in which they are reached, the name asked first.
-    order: Vec<NameId>,
-    /// For each name number, whether it was reached.
-    reached: Vec<bool>,
+    order: SmallVec<[NameId; NAMES_USUAL]>,
+    /// For each name number, how far the walk over it came.
+    state: SmallVec<[State; NAMES_USUAL]>,
 }
+
+/// How many names a reply has at most, commonly: following their chain takes no allocation.
+const NAMES_USUAL: usize = 16;
 
 impl Chain {
     pub(super) fn has(&self, name: NameId) -> bool {
-        self.reached.get(usize::from(name)).copied().unwrap_or(false)
+        self.state.get(usize::from(name)) == Some(&State::Done)
     }
 }
 
@@ -83,9 +95,9 @@ struct Step {
 pub(super) fn trace(records: &[Record], names: &mut NameTable, class: u16) -> Result<Chain, WalkError> {
     let cnames = links(records, rtype::CNAME, class);
     let dnames = links(records, rtype::DNAME, class);
-    let mut state = vec![State::New; names.len()];
-    let mut order = Vec::with_capacity(4);
-    let mut path: Vec<Step> = Vec::with_capacity(4);
+    let mut state: SmallVec<[State; NAMES_USUAL]> = smallvec![State::New; names.len()];
+    let mut order = SmallVec::new();
+    let mut path = SmallVec::<[Step; 4]>::new();
     let mut next = Some(0);
     loop {
         if let Some(name) = next {
@@ -111,8 +123,7 @@ pub(super) fn trace(records: &[Record], names: &mut NameTable, class: u16) -> Re
             path.pop();
         }
     }
-    let reached = state.iter().map(|state| *state == State::Done).collect();
-    Ok(Chain { order, reached })
+    Ok(Chain { order, state })
 }
 
 /// Collects owner and target of the answer section's records of one type, sorted, each pair once.
@@ -156,7 +167,7 @@ fn synthesize_cname(names: &mut NameTable, dnames: &[(NameId, NameId)], name: Na
 pub(super) fn collect(records: &[Record], names: &NameTable, chain: &Chain, reply: &[u8]) -> Facts {
     let counted = &chain.order[..chain.order.len().min(CHAIN_LEN_MAX)];
     let mut facts = Facts {
-        chain: counted.iter().filter_map(|name| Name::from_wire(names.wire(*name)).ok()).collect(),
+        chain: counted.iter().skip(1).filter_map(|name| Name::from_wire(names.wire(*name)).ok()).collect(),
         all_addresses: counted.len() == chain.order.len(),
         ..Facts::default()
     };

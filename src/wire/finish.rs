@@ -196,9 +196,9 @@ fn count_down(answer: Kept<'_>, given: &Given<'_>, end: usize, out: &mut [u8]) {
 /// Appends our OPT, if the client sent one: the tag before the EDEs, so that its EDE is read first.
 fn write_opt(answer: Kept<'_>, view: &View<'_>, given: &Given<'_>, rcode: u16, options: Options, out: &mut Vec<u8>) {
     let Some(edns) = view.edns() else { return };
-    opt::write_opt_head(out, rcode, edns.dnssec_ok, options.len(answer, given));
-    if let (Options::All, Some(tag)) = (options, given.tag) {
-        tag.write(out);
+    match (options, given.tag) {
+        (Options::All, Some(tag)) => tag.write_opt(out, rcode, edns.dnssec_ok, answer.ede_options().len()),
+        _ => opt::write_opt_head(out, rcode, edns.dnssec_ok, options.len(answer, given)),
     }
     match options {
         Options::None => {}

@@ -8,6 +8,7 @@
 
 use super::answer::Kind;
 use super::opt::{self, EDE_LEN, Ede, Options};
+use super::{HEADER_LEN, u16_at};
 
 /// What is known of an answer's block without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +20,6 @@ pub struct Shape {
     /// How many TTLs the message has.
     pub(super) ttl_count: u16,
     pub(super) rcode: u16,
-    /// Where the authority and the additional section start.
-    pub(super) authority_at: u16,
-    pub(super) additional_at: u16,
     pub(super) kind: Kind,
 }
 
@@ -40,6 +38,34 @@ impl Shape {
     /// Returns the rcode, 12 bits.
     pub fn rcode(self) -> u16 {
         self.rcode
+    }
+
+    /// Takes it apart, for those who keep many of them.
+    pub fn parts(self) -> Parts {
+        let Self { lifetime_secs, message_len, ttl_count, rcode, kind } = self;
+        Parts { lifetime_secs, message_len, ttl_count, rcode, kind }
+    }
+}
+
+/// A [`Shape`] taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// See [`Shape::lifetime_secs`].
+    pub lifetime_secs: u32,
+    /// Octets of the message.
+    pub message_len: u16,
+    /// How many TTLs it has.
+    pub ttl_count: u16,
+    /// 12 bits.
+    pub rcode: u16,
+    /// What it amounts to.
+    pub kind: Kind,
+}
+
+impl From<Parts> for Shape {
+    fn from(parts: Parts) -> Self {
+        let Parts { lifetime_secs, message_len, ttl_count, rcode, kind } = parts;
+        Self { lifetime_secs, message_len, ttl_count, rcode, kind }
     }
 }
 
@@ -105,12 +131,39 @@ impl<'a> Kept<'a> {
         }
     }
 
+    /// Returns where the authority section starts.
     pub(super) fn authority_at(self) -> usize {
-        usize::from(self.shape.authority_at)
+        self.end_of_records(self.count(6))
     }
 
+    /// Returns where the additional section starts.
     pub(super) fn additional_at(self) -> usize {
-        usize::from(self.shape.additional_at)
+        self.end_of_records(self.count(6) + self.count(8))
+    }
+
+    /// Returns the count of records that stands at an octet of the header.
+    fn count(self, at: usize) -> usize {
+        u16_at(self.bytes(), at).map_or(0, usize::from)
+    }
+
+    /// Returns where the first `count` records end: every record has a TTL, and behind it its length.
+    fn end_of_records(self, count: usize) -> usize {
+        let message = self.bytes();
+        let last_ttl_at = count.checked_sub(1).and_then(|last| self.ttl_offsets().nth(last));
+        let end = match last_ttl_at {
+            Some(ttl_at) => ttl_at + 6 + u16_at(message, ttl_at + 4).map_or(0, usize::from),
+            None => self.records_at(),
+        };
+        end.min(message.len())
+    }
+
+    /// Returns where the question ends: it is one, its name is whole.
+    fn records_at(self) -> usize {
+        let mut at = HEADER_LEN;
+        while let Some(len @ 1..) = self.octets.get(at) {
+            at += 1 + usize::from(*len);
+        }
+        at + 5
     }
 
     fn edes_at(self) -> usize {

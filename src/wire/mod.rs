@@ -32,7 +32,7 @@ mod walk;
 pub use answer::{Answer, Kind, Rules, synthesize};
 pub use facts::{CHAIN_LEN_MAX, Facts, Sighted};
 pub use finish::{Fit, Given, finish, limit};
-pub use kept::{Kept, Shape};
+pub use kept::{Kept, Parts, Shape};
 pub use names::NameFault;
 pub use opt::{EDES_MAX, Ede, Edns, TAG_TEXT_LEN_MAX, TagOption, TagText, UDP_SIZE};
 pub use view::{Refusal, Seen, Transport, View, see};

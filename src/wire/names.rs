@@ -12,6 +12,7 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::HEADER_LEN;
@@ -100,6 +101,32 @@ impl<'a> Source<'a> {
         self.has_stray_pointer
     }
 
+    /// Returns where the name at `at` ends if it stands there in full and is this one, octet for octet: that is faster
+    /// than reading it.
+    pub(super) fn skip_name(&mut self, at: usize, name: &[u8]) -> Option<usize> {
+        let end = at + name.len();
+        if self.message.get(at..end)? != name {
+            return None;
+        }
+        let mut label_at = at;
+        while label_at < end {
+            self.mark_label(label_at);
+            label_at += 1 + usize::from(name[label_at - at]);
+        }
+        Some(end)
+    }
+
+    /// Returns where the name at `at` ends if it is nothing but a pointer to the first name of the message, which was
+    /// read before.
+    pub(super) fn skip_pointer_to_first(&mut self, at: usize) -> Option<usize> {
+        const POINTER: [u8; 2] = [0xc0, HEADER_LEN as u8];
+        if self.message.get(at..at + 2)? != POINTER || self.spend_hop(1).is_err() {
+            return None;
+        }
+        self.mark_label(at);
+        Some(at + 2)
+    }
+
     /// Reads the name at `at` into `buf`; returns where it ends in place.
     pub(super) fn read_name(&mut self, at: usize, buf: &mut NameBuf) -> Result<usize, NameFault> {
         buf.len = 0;
@@ -163,23 +190,23 @@ impl<'a> Source<'a> {
 /// The number of a name in its [`NameTable`].
 pub(super) type NameId = u16;
 
+/// So many names are found by looking at each; most messages have no more, and need no table then.
+const LOOKED_THROUGH_MAX: usize = 8;
+
 /// Distinct lower-case names, numbered in the order in which they came.
 pub(super) struct NameTable {
-    arena: Vec<u8>,
+    arena: SmallVec<[u8; 256]>,
     /// Where each name starts in the arena; the next one's start ends it.
-    starts: Vec<u32>,
+    starts: SmallVec<[u32; LOOKED_THROUGH_MAX]>,
+    /// Empty as long as there are few.
     by_content: HashTable<NameId>,
     state: RandomState,
 }
 
 impl NameTable {
     pub(super) fn new() -> Self {
-        Self {
-            arena: Vec::with_capacity(256),
-            starts: Vec::with_capacity(8),
-            by_content: HashTable::new(),
-            state: RandomState::default(),
-        }
+        let (arena, starts) = (SmallVec::new(), SmallVec::new());
+        Self { arena, starts, by_content: HashTable::new(), state: RandomState::default() }
     }
 
     /// Returns how many names there are.
@@ -201,14 +228,26 @@ impl NameTable {
         let id = self.starts.len() as NameId;
         self.starts.push(self.arena.len() as u32);
         self.arena.extend_from_slice(lower);
-        let Self { arena, starts, by_content, state } = self;
-        by_content.insert_unique(state.hash_one(lower), id, |&id| state.hash_one(slice_of(arena, starts, id)));
+        if self.starts.len() > LOOKED_THROUGH_MAX {
+            self.put_into_table(if self.by_content.is_empty() { 0 } else { id }..=id);
+        }
         id
     }
 
     /// Returns the number of a lower-case name, if it has one.
     pub(super) fn find(&self, lower: &[u8]) -> Option<NameId> {
+        if self.by_content.is_empty() {
+            return (0..self.starts.len() as NameId).find(|&id| self.wire(id) == lower);
+        }
         self.by_content.find(self.state.hash_one(lower), |&id| self.wire(id) == lower).copied()
+    }
+
+    fn put_into_table(&mut self, ids: std::ops::RangeInclusive<NameId>) {
+        let Self { arena, starts, by_content, state } = self;
+        let hash = |id| state.hash_one(slice_of(arena, starts, id));
+        for id in ids {
+            by_content.insert_unique(hash(id), id, |&id| hash(id));
+        }
     }
 }
 

@@ -25,6 +25,9 @@ pub(super) const OPT_LEN: usize = 11;
 /// Octets of an EDE option without text: code, length, INFO-CODE.
 pub(super) const EDE_LEN: usize = 6;
 
+/// DO, in the upper octet of the flags (RFC 3225 §3).
+const DNSSEC_OK: u8 = 0x80;
+
 /// The EDE option code (RFC 8914 §2).
 const EDE_CODE: u16 = 15;
 
@@ -148,7 +151,7 @@ pub(super) fn write_opt_head(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, opt
     let [_, option_type] = rtype::OPT.to_be_bytes();
     let [size_high, size_low] = UDP_SIZE.to_be_bytes();
     let rcode_high = (rcode >> 4) as u8;
-    let flags = if dnssec_ok { 0x80 } else { 0 };
+    let flags = if dnssec_ok { DNSSEC_OK } else { 0 };
     // The options are bounded by the message they were fitted into.
     let [len_high, len_low] = (options_len as u16).to_be_bytes();
     out.extend_from_slice(&[0, 0, option_type, size_high, size_low, rcode_high, 0, flags, 0, len_high, len_low]);
@@ -204,39 +207,48 @@ impl TagText<'_> {
     }
 }
 
-/// The option and the EDE of one tag, as bytes made once per catalogue.
+/// Our OPT for one tag, with the option and the EDE in it, as bytes made once per catalogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagOption {
-    option: Box<[u8]>,
-    ede: Box<[u8]>,
+    /// As for a client without DO and an answer without EDEs of its own.
+    opt: Box<[u8]>,
 }
 
 impl TagOption {
     /// Builds both; code 0 leaves the option out, `extended_error` decides on the EDE (code 0, RFC 8914 §4.1).
     pub fn new(option_code: u16, extended_error: bool, tag_text: &TagText<'_>) -> Self {
-        let mut option = Vec::new();
+        let mut opt = Vec::new();
+        write_opt_head(&mut opt, 0, false, 0);
         if option_code != 0 {
             let text = tag_text.to_text();
-            option.extend_from_slice(&option_code.to_be_bytes());
-            option.extend_from_slice(&(text.len() as u16).to_be_bytes());
-            option.extend_from_slice(text.as_bytes());
+            opt.extend_from_slice(&option_code.to_be_bytes());
+            opt.extend_from_slice(&(text.len() as u16).to_be_bytes());
+            opt.extend_from_slice(text.as_bytes());
         }
-        let mut ede = Vec::new();
         if extended_error {
-            write_ede(&mut ede, super::ede::OTHER, &tag_text.ede_text());
+            write_ede(&mut opt, super::ede::OTHER, &tag_text.ede_text());
         }
-        Self { option: option.into_boxed_slice(), ede: ede.into_boxed_slice() }
+        let options_len = (opt.len() - OPT_LEN) as u16;
+        opt[OPT_LEN - 2..OPT_LEN].copy_from_slice(&options_len.to_be_bytes());
+        Self { opt: opt.into_boxed_slice() }
     }
 
     /// Returns how many octets both take.
     pub(super) fn len(&self) -> usize {
-        self.option.len() + self.ede.len()
+        self.opt.len() - OPT_LEN
     }
 
-    /// Appends both.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.option);
-        out.extend_from_slice(&self.ede);
+    /// Appends the OPT with both as [`write_opt_head`] does; `more_len` octets of further options must follow.
+    pub(super) fn write_opt(&self, out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, more_len: usize) {
+        let at = out.len();
+        out.extend_from_slice(&self.opt);
+        let Some(head) = out.get_mut(at..at + OPT_LEN) else { return };
+        head[5] = (rcode >> 4) as u8;
+        head[7] = if dnssec_ok { DNSSEC_OK } else { 0 };
+        if more_len > 0 {
+            let [len_high, len_low] = ((self.len() + more_len) as u16).to_be_bytes();
+            (head[9], head[10]) = (len_high, len_low);
+        }
     }
 }
 
@@ -293,9 +305,9 @@ mod tests {
         let octets = |code, extended_error| {
             let mut out = Vec::new();
             let tag = TagOption::new(code, extended_error, &text);
-            tag.write(&mut out);
-            assert_eq!(out.len(), tag.len());
-            out
+            tag.write_opt(&mut out, 0, false, 0);
+            assert_eq!(out.len(), OPT_LEN + tag.len());
+            out.split_off(OPT_LEN)
         };
         let option = b"\xff\x21\0\x16app=zoom;match=zoom.us";
         let ede = b"\0\x0f\0\x17\0\0bypass zoom (zoom.us)";
@@ -303,6 +315,18 @@ mod tests {
         assert_eq!(octets(65_313, false), option);
         assert_eq!(octets(0, true), ede);
         assert_eq!(octets(0, false), b"");
+    }
+
+    #[test]
+    fn an_opt_made_before_is_that_made_now() {
+        let tag = TagOption::new(65_313, true, &TagText { app: "zoom", trigger: "zoom.us", also: &[] });
+        for (rcode, dnssec_ok, more_len) in [(0, false, 0), (3, true, 0), (23, false, 300), (0xfff, true, 6)] {
+            let (mut made, mut copied) = (vec![7], vec![7]);
+            write_opt_head(&mut made, rcode, dnssec_ok, tag.len() + more_len);
+            tag.write_opt(&mut copied, rcode, dnssec_ok, more_len);
+            assert_eq!(copied[..made.len()], made);
+            assert_eq!(copied[made.len()..], tag.opt[OPT_LEN..]);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::hash::BuildHasher;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
-use super::answer::{Placed, put_counts, write_head};
+use super::answer::{Offsets, Placed, put_counts, write_head};
 use super::names::{NameBuf, POINTER_REACH, Source};
 use super::rdata::{Layout, Piece, layout};
 use super::walk::{Record, WalkError};
@@ -27,29 +27,17 @@ pub(super) fn write(reply: &[u8], question: &Question, flags: u16, kept: &[Recor
     hash_suffixes(&writer.state, question.name.as_wire(), &mut writer.cuts);
     writer.register(HEADER_LEN, question.name.as_wire().len());
     let mut source = Source::new(reply);
-    let mut section_starts = [0; 3];
     let mut counts = [0u16; 3];
-    let mut ttl_offsets = Vec::with_capacity(kept.len());
+    let mut ttl_offsets = Offsets::with_capacity(kept.len());
     for record in kept {
-        let section = record.section as usize;
-        if counts[section] == 0 {
-            section_starts[section] = writer.out.len() as u16;
-        }
-        counts[section] += 1;
+        counts[record.section as usize] += 1;
         ttl_offsets.push(writer.record(&mut source, record)?);
         if writer.out.len() > MESSAGE_LEN_MAX {
             return Err(WalkError::Overflow);
         }
     }
-    let mut next_start = writer.out.len() as u16;
-    for (start, count) in section_starts.iter_mut().zip(counts).rev() {
-        if count == 0 {
-            *start = next_start;
-        }
-        next_start = *start;
-    }
     put_counts(&mut writer.out, counts);
-    Ok(Placed { bytes: writer.out, ttl_offsets, section_starts })
+    Ok(Placed { bytes: writer.out, ttl_offsets })
 }
 
 /// The message so far, and the names in it that later ones may point at.

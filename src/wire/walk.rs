@@ -7,6 +7,7 @@
 //!
 //! The id is not looked at: it belongs to the exchange.
 
+use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::answer::{self, Answer, Rules};
@@ -14,6 +15,12 @@ use super::facts::{self, Facts};
 use super::names::{NameBuf, NameFault, NameId, NameTable, Source};
 use super::opt::{OptFields, Options};
 use super::{HEADER_LEN, MESSAGE_LEN_MAX, Question, flag, rcode, rdata, rtype, u16_at, u32_at};
+
+/// The number of the name asked.
+const ASKED: NameId = 0;
+
+/// How many records a reply has at most, commonly: reading them takes no allocation.
+const RECORDS_USUAL: usize = 8;
 
 /// Octets of a record without RDATA and with the shortest owner.
 const RECORD_LEN_MIN: usize = 11;
@@ -130,8 +137,7 @@ pub fn walk(reply: &[u8], question: &Question, rules: &Rules) -> Result<Walked, 
 
 /// What is made of a reply that ends inside a record and says so with TC.
 fn cut_inside_record(question: &Question) -> Walked {
-    let facts = Facts { chain: vec![question.name.clone()], all_addresses: true, ..Facts::default() };
-    Walked { answer: answer::synthesize(question, rcode::SERVFAIL, &[]), facts, truncated: true }
+    Walked { answer: answer::synthesize(question, rcode::SERVFAIL, &[]), facts: Facts::default(), truncated: true }
 }
 
 /// The header of a reply.
@@ -196,10 +202,13 @@ impl Record {
     }
 }
 
+/// Records in the order of the message.
+pub(super) type Records = SmallVec<[Record; RECORDS_USUAL]>;
+
 /// A reply whose records have been read. The OPT is not among them.
 pub(super) struct Message<'a> {
     pub(super) source: Source<'a>,
-    pub(super) records: Vec<Record>,
+    pub(super) records: Records,
     /// The asked name is number 0.
     pub(super) names: NameTable,
     /// The OPT's fields and RDATA.
@@ -214,7 +223,7 @@ impl<'a> Message<'a> {
         let mut names = NameTable::new();
         names.intern(question.name.as_wire());
         let buf = NameBuf::new();
-        Self { source: Source::new(reply), records: Vec::new(), names, opt: None, records_at: HEADER_LEN, buf }
+        Self { source: Source::new(reply), records: Records::new(), names, opt: None, records_at: HEADER_LEN, buf }
     }
 
     /// Compares the question; returns where the records start. A missing one is left for [`walk`] to judge.
@@ -224,9 +233,16 @@ impl<'a> Message<'a> {
             1 => {}
             count => return Err(WalkError::QuestionCount(count)),
         }
-        let end = self.source.read_name(HEADER_LEN, &mut self.buf).map_err(|_| WalkError::WrongQuestion)?;
+        let name = question.name.as_wire();
+        let (end, is_same_name) = match self.source.skip_name(HEADER_LEN, name) {
+            Some(end) => (end, true),
+            None => {
+                let end = self.source.read_name(HEADER_LEN, &mut self.buf).map_err(|_| WalkError::WrongQuestion)?;
+                (end, self.buf.fold() == name)
+            }
+        };
         let message = self.source.message();
-        let is_same = self.buf.fold() == question.name.as_wire()
+        let is_same = is_same_name
             && u16_at(message, end) == Some(question.qtype)
             && u16_at(message, end + 2) == Some(question.qclass);
         if is_same { Ok(end + 4) } else { Err(WalkError::WrongQuestion) }
@@ -252,7 +268,13 @@ impl<'a> Message<'a> {
     /// Reads the record at `at`; returns where it ends.
     fn read_record(&mut self, section: Section, at: usize) -> Result<usize, WalkError> {
         let message = self.source.message();
-        let type_at = self.source.read_name(at, &mut self.buf).map_err(WalkError::Owner)?;
+        // Mostly the owner is the name asked, by a pointer; without a question there is none to point at.
+        let is_asked = self.records_at > HEADER_LEN;
+        let asked_end = if is_asked { self.source.skip_pointer_to_first(at) } else { None };
+        let type_at = match asked_end {
+            Some(end) => end,
+            None => self.source.read_name(at, &mut self.buf).map_err(WalkError::Owner)?,
+        };
         let word = |offset| u16_at(message, type_at + offset).ok_or(WalkError::Ended);
         let (record_type, record_class, rdata_len) = (word(0)?, word(2)?, word(8)?);
         let ttl_secs = u32_at(message, type_at + 4).ok_or(WalkError::Ended)?;
@@ -263,7 +285,7 @@ impl<'a> Message<'a> {
             self.take_opt(OptFields::from_class_and_ttl(record_class, ttl_secs), rdata, is_in_place)?;
             return Ok(end);
         }
-        let owner = self.names.intern(self.buf.fold());
+        let owner = if asked_end.is_some() { ASKED } else { self.names.intern(self.buf.fold()) };
         rdata::check(&mut self.source, record_type, record_class, type_at + 10, end, &mut self.buf)?;
         let leads_on = section == Section::Answer && matches!(record_type, rtype::CNAME | rtype::DNAME);
         let target = leads_on.then(|| self.names.intern(self.buf.fold()));

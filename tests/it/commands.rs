@@ -468,9 +468,10 @@ async fn a_daemon_that_is_not_there_is_told_with_what_to_do() {
     let trouble =
         "io: Connection refused (os error 111): is greenlane running there? `listen.web` says where it listens";
     run_in(folder.path(), &["prefixes", "--url", &url]).await.refused(1, &[&format!("{url}/prefixes.txt: {trouble}")]);
-    run_in(folder.path(), &["explain", "--url", &url, "a.example"])
-        .await
-        .refused(1, &[&format!("{url}/explain?name=a.example: {trouble}"), "(`--offline` asks the lists alone)"]);
+    run_in(folder.path(), &["explain", "--url", &url, "a.example"]).await.refused(
+        1,
+        &[&format!("{url}/explain?name=a.example: {trouble}"), "(`--offline` reads the lists and the store)"],
+    );
     let off = Setup::new(nobody()).only("listen", "dns = [\"127.0.0.1:0\"]\nweb = \"off\"").write();
     run_in(off.path(), &["prefixes"])
         .await

@@ -22,6 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{sleep, timeout};
 
+use crate::manager::Manager;
 use crate::netns::Place;
 
 /// How long a test waits for what must come; generous, since the machine may be busy.
@@ -34,13 +35,15 @@ pub struct Setup {
     sections: HashMap<String, String>,
     environment: Vec<(String, String)>,
     place: Option<Place>,
+    manager: Option<Manager>,
 }
 
 impl Setup {
     /// One list, `demo`, with the names below `listed.example`; everything is asked of `upstream`; documentation and
     /// benchmarking addresses may be learned.
     pub fn new(upstream: SocketAddr) -> Self {
-        Self { lists: Vec::new(), files: Vec::new(), sections: HashMap::new(), environment: Vec::new(), place: None }
+        let (lists, files, sections, environment) = (Vec::new(), Vec::new(), HashMap::new(), Vec::new());
+        Self { lists, files, sections, environment, place: None, manager: None }
             .list("demo.list", "# Demo\nlisted.example\n")
             .with("listen", "dns = [\"127.0.0.1:0\"]\nweb = \"127.0.0.1:0\"")
             .with("forward", &format!("upstreams = [\"udp://{upstream}\"]"))
@@ -91,6 +94,12 @@ impl Setup {
         self
     }
 
+    /// Has a service manager start it.
+    pub fn kept_by(mut self, manager: &Manager) -> Self {
+        self.manager = Some(manager.clone());
+        self
+    }
+
     /// Writes the folder without starting anything.
     pub fn write(&self) -> TempDir {
         let folder = TempDir::new().unwrap();
@@ -115,18 +124,24 @@ impl Setup {
     /// Starts it and waits for its greeting.
     pub async fn start(self) -> Greenlane {
         let folder = self.write();
-        let (child, log) = spawn(&folder, &self.environment, self.place.as_ref());
+        let (child, log) = spawn(&folder, &self.environment, self.place.as_ref(), self.manager.as_ref());
         let none = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let client = Client { dns: none, web: none };
-        let mut started = Greenlane { child, client, folder, log, environment: self.environment, place: self.place };
+        let Self { environment, place, manager, .. } = self;
+        let mut started = Greenlane { child, client, folder, log, environment, place, manager };
         started.read_ports().await;
         started
     }
 }
 
 /// Starts the binary on the configuration in a folder; what it writes to standard error is gathered.
-fn spawn(folder: &TempDir, environment: &[(String, String)], place: Option<&Place>) -> (Child, Arc<Mutex<String>>) {
-    let mut command = greenlane();
+fn spawn(
+    folder: &TempDir,
+    environment: &[(String, String)],
+    place: Option<&Place>,
+    manager: Option<&Manager>,
+) -> (Child, Arc<Mutex<String>>) {
+    let mut command = manager.map_or_else(greenlane, Manager::command);
     command.arg("serve").arg("-c").arg(folder.path().join("config.toml"));
     for (name, value) in environment {
         match value.as_str() {
@@ -172,6 +187,7 @@ pub struct Greenlane {
     log: Arc<Mutex<String>>,
     environment: Vec<(String, String)>,
     place: Option<Place>,
+    manager: Option<Manager>,
 }
 
 /// Somebody who asks a greenlane, whoever started it.
@@ -250,8 +266,14 @@ impl Greenlane {
 
     /// Starts it again in the same folder after it has ended.
     pub async fn begin_again(&mut self) {
-        (self.child, self.log) = spawn(&self.folder, &self.environment, self.place.as_ref());
+        self.spawn_again();
         self.read_ports().await;
+    }
+
+    /// The same without waiting for it: where it listens is not known.
+    pub fn spawn_again(&mut self) {
+        let Self { folder, environment, place, manager, .. } = self;
+        (self.child, self.log) = spawn(folder, environment, place.as_ref(), manager.as_ref());
     }
 
     /// Waits for it to end by itself and returns its exit code.
@@ -286,7 +308,8 @@ impl Client {
 
     /// Sends octets over UDP and waits that long.
     pub async fn udp_within(&self, octets: &[u8], patience: Duration) -> Option<Vec<u8>> {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let from = if self.dns.ip().is_loopback() { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+        let socket = UdpSocket::bind((from, 0)).await.unwrap();
         socket.connect(self.dns).await.unwrap();
         socket.send(octets).await.unwrap();
         let mut reply = vec![0; 65_535];

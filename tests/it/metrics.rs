@@ -14,7 +14,7 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-const METRICS: [(&str, &str); 46] = [
+const METRICS: [(&str, &str); 47] = [
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
@@ -42,6 +42,7 @@ const METRICS: [(&str, &str); 46] = [
     ("greenlane_learn_sink_failures_total", "counter"),
     ("greenlane_learn_sink_late_total", "counter"),
     ("greenlane_learn_sink_waited", "gauge"),
+    ("greenlane_listen_answer_seconds", "histogram"),
     ("greenlane_listen_connections", "gauge"),
     ("greenlane_listen_dropped_total", "counter"),
     ("greenlane_listen_queries_total", "counter"),
@@ -319,7 +320,7 @@ async fn no_label_takes_a_name_or_an_address() {
     }
     let series: BTreeSet<_> = samples.iter().map(|sample| (sample.name.clone(), sample.labels.clone())).collect();
     assert_eq!(series.len(), samples.len(), "no series twice");
-    assert!(series.len() < 300, "{} series", series.len());
+    assert!(series.len() < 350, "{} series", series.len());
 }
 
 /// Returns whether a tool is there; says so if not.
@@ -405,13 +406,27 @@ async fn board_and_alerts_ask_for_what_there_is() {
         ("the alerts' test", std::fs::read_to_string(deploy("prometheus/alerts_test.yml")).unwrap()),
     ] {
         assert!(wanted(&text).len() > 8, "{file}");
-        assert_there(file, &text, &samples, |name| !is_of_a_firewall(name));
+        assert_there(file, &text, &samples, |name| !is_of_a_firewall(name) && !is_of_a_cluster(name));
     }
 }
 
 /// Whether a metric is there only where nftables is filled, or of `greenlane sync`.
 fn is_of_a_firewall(name: &str) -> bool {
     name.starts_with("greenlane_nftables_") || name.starts_with("greenlane_sync_")
+}
+
+/// Whether a metric is there only where several resolvers share the set.
+fn is_of_a_cluster(name: &str) -> bool {
+    name.starts_with("greenlane_cluster_")
+}
+
+/// Holds the alerts and their test to ask a cluster for what `/metrics` of one of its resolvers has.
+#[track_caller]
+pub(crate) fn assert_asked_for_what_a_cluster_has(metrics: &str) {
+    let samples = read(metrics);
+    for file in ["prometheus/alerts.yml", "prometheus/alerts_test.yml"] {
+        assert_there(file, &std::fs::read_to_string(deploy(file)).unwrap(), &samples, is_of_a_cluster);
+    }
 }
 
 /// Holds the board, the alerts and their test to ask a firewall for what `/metrics` of `greenlane sync` has.
@@ -446,5 +461,5 @@ async fn a_fresh_daemon_shows_its_counters_at_zero() {
     let greenlane = Setup::new(upstream.addr).start().await;
     let samples = read(&greenlane.text("/metrics").await);
     let alerts = std::fs::read_to_string(deploy("prometheus/alerts.yml")).unwrap();
-    assert_there("the alerts", &alerts, &samples, |name| !is_of_a_firewall(name));
+    assert_there("the alerts", &alerts, &samples, |name| !is_of_a_firewall(name) && !is_of_a_cluster(name));
 }

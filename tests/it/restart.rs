@@ -95,3 +95,77 @@ async fn a_list_that_shrinks_by_mistake_takes_nothing_until_it_is_confirmed() {
     greenlane.until_metric("greenlane_learn_shrink_held", |held| held == 0.0).await;
     assert_eq!(greenlane.prefixes("").await, Vec::<String>::new());
 }
+
+/// A small file system of its own, which goes with it; `None` where only root could make one.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn new(folder: std::path::PathBuf) -> Option<Self> {
+        fs::create_dir(&folder).unwrap();
+        let mut mount = std::process::Command::new("mount");
+        let status =
+            mount.args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(&folder).stderr(std::process::Stdio::null());
+        if status.status().is_ok_and(|status| status.success()) {
+            return Some(Self(folder));
+        }
+        let is_required = std::env::var("GREENLANE_TEST_REQUIRE").is_ok_and(|value| value == "all");
+        assert!(!is_required, "needs root");
+        println!("skipped: needs root");
+        None
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_no_answer_and_loses_nothing_once_it_has_room() {
+    let upstream = numbering().await;
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::new(folder.path().join("small")) else { return };
+    let path = disk.0.join("greenlane.redb");
+    let mut greenlane = Setup::new(upstream.addr)
+        .with("learn", "hold = \"1s\"")
+        .with("store", &format!("path = \"{}\"", path.display()))
+        .start()
+        .await;
+    greenlane.ask("n1.listed.example", RecordType::A).await;
+    let filler = disk.0.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    drop(file);
+    // What is left of the journal's last page is used up first.
+    let mut asked = 1_u8;
+    while !greenlane.log().contains("the store cannot be written") && asked < 250 {
+        asked += 1;
+        let answer = greenlane.ask(&format!("n{asked}.listed.example"), RecordType::A).await;
+        assert_eq!(answer.answers.len(), 1, "n{asked}: the answer is given");
+    }
+    assert!(greenlane.log().contains("the store cannot be written; answers go on"), "{}", greenlane.log());
+    assert!(greenlane.metric("greenlane_store_commits_total{result=\"failed\"}").await >= 1.0);
+    // Neighbours make one prefix; the sightings are as many as the names.
+    let before = greenlane.prefixes("").await;
+    fs::remove_file(&filler).unwrap();
+    greenlane.until_metric("greenlane_store_sightings", |count| count == f64::from(asked)).await;
+    greenlane.restart("KILL").await;
+    assert_eq!(greenlane.prefixes("").await, before);
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_is_told_at_the_start() {
+    let upstream = numbering().await;
+    for (path, part) in [
+        ("missing/greenlane.redb", "create it first, or name another file"),
+        ("zones", "is no path of a file"),
+        ("/proc/greenlane.redb", "/proc/greenlane.redb"),
+    ] {
+        let folder = Setup::new(upstream.addr).with("store", &format!("path = \"{path}\"")).write();
+        let output = crate::harness::greenlane().current_dir(folder.path()).arg("serve").output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("store.path: ") && error.contains(part), "{error}");
+    }
+}

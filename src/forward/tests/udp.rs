@@ -1,12 +1,15 @@
 //! The short way over UDP: ports and ids, and that it ends as a race does whatever comes up.
 
 use std::collections::HashMap;
+use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::forward::hopes::{Broken, Hope, Place};
 use crate::forward::measure::{Kind, Metrics};
 use crate::forward::message::Manner;
 use crate::forward::udp::{Datagrams, Reader};
@@ -133,6 +136,113 @@ async fn flood_evicts_the_oldest_question_on_the_short_way() {
     assert!(futures_util::poll!(&mut others).is_pending());
     assert_eq!(oldest.await.unwrap_err(), Failure::Evicted);
     assert!(futures_util::poll!(&mut others).is_pending());
+}
+
+/// Asks from a thread with an exchange of its own, `count` questions at a time, until `until`; tells which thread heard
+/// each answer.
+fn ask_on_own_exchange(ports: &Datagrams, count: usize, work: impl FnOnce(Exchange)) -> Vec<thread::ThreadId> {
+    let exchange = Exchange::own().unwrap();
+    assert!(exchange.is_idle());
+    let heard = Arc::<Mutex<Vec<_>>>::default();
+    for number in 0..count {
+        let asked = Arc::new(question(&format!("n{number}.example"), A));
+        let now = Instant::now();
+        ports.send(&asked, MANNER, (now, None), Box::new(Ear(Arc::clone(&heard))));
+        assert!(!exchange.is_idle(), "somebody waits");
+    }
+    work(exchange);
+    std::mem::take(&mut *heard.lock())
+}
+
+/// Notes which thread tells it.
+struct Ear(Arc<Mutex<Vec<thread::ThreadId>>>);
+
+impl Hope for Ear {
+    fn replied(self: Box<Self>, _: &[u8]) {
+        self.0.lock().push(thread::current().id());
+    }
+
+    fn broke(self: Box<Self>, broken: Broken) {
+        panic!("{broken:?}");
+    }
+
+    fn overdue(self: Box<Self>, _: Place) -> Box<dyn Hope> {
+        self
+    }
+
+    fn evicted(self: Box<Self>) {}
+}
+
+fn ports(upstream: &scripted::Upstream, sockets_max: usize) -> Datagrams {
+    let mismatches = Metrics::new(&Registry::new()).of("upstream-1").failures(Kind::Mismatch).clone();
+    Datagrams::new(upstream.addr, sockets_max, mismatches, Arc::new(Reader::start().unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn threads_hear_the_replies_to_their_own_questions() {
+    let upstream = scripted::Upstream::start(answers([192, 0, 2, 1])).await;
+    let ports = Arc::new(ports(&upstream, 64));
+    let threads: Vec<_> = (0..3)
+        .map(|_| {
+            let ports = Arc::clone(&ports);
+            thread::spawn(move || {
+                let heard = ask_on_own_exchange(&ports, 50, |mut exchange| {
+                    // Until nobody has waited for a moment.
+                    while !exchange.is_idle() {
+                        exchange.turn(Exchange::tick());
+                    }
+                });
+                assert_eq!(heard, [thread::current().id(); 50]);
+            })
+        })
+        .collect();
+    for thread in threads {
+        tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap();
+    }
+    // A thread without one is told by the common reader.
+    ports.ask(&Arc::new(question("a.example", A)), MANNER).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_ends_when_nobody_waits_any_more() {
+    let upstream = scripted::Upstream::start(|asked| {
+        asked.a([192, 0, 2, 1]).after(Duration::from_millis(if asked.name().starts_with("n1") { 300 } else { 1 }))
+    })
+    .await;
+    let ports = ports(&upstream, 64);
+    let heard = tokio::task::spawn_blocking(move || ask_on_own_exchange(&ports, 20, Exchange::finish)).await.unwrap();
+    assert_eq!(heard.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_threads_than_ports_share_those_of_the_common_reader() {
+    let upstream = scripted::Upstream::start(|asked| asked.a([192, 0, 2, 1]).after(Duration::from_millis(200))).await;
+    // Sixteen sockets, and more threads that each would like some.
+    let ports = Arc::new(ports(&upstream, 16));
+    ports.ask(&Arc::new(question("a.example", A)), MANNER).await.unwrap();
+    let threads: Vec<_> = (0..40)
+        .map(|_| {
+            let ports = Arc::clone(&ports);
+            thread::spawn(move || {
+                let waits = Arc::new(Mutex::new(Vec::new()));
+                let exchange = Exchange::own().unwrap();
+                for number in 0..3 {
+                    let asked = Arc::new(question(&format!("n{number}.example"), A));
+                    ports.send(&asked, MANNER, (Instant::now(), None), Box::new(Ear(Arc::clone(&waits))));
+                }
+                exchange.finish();
+                // The common reader may be at it yet.
+                while waits.lock().len() < 3 {
+                    thread::sleep(Duration::from_millis(5));
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap();
+    }
+    let from: std::collections::HashSet<u16> = upstream.log().iter().map(|asked| asked.from.port()).collect();
+    assert!(from.len() <= 16, "{} ports", from.len());
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Datagrams::send ─▶ a port drawn at random ─▶ noted under a random id ─▶ sent, by whoever asks
-//!                    Hope::replied ◀─ id and question match ◀─ the one Reader thread ◀─ reply
+//!                    Hope::replied ◀─ id and question match ◀─ Exchange::turn ◀─ reply
 //!                    Hope::overdue ◀─ patience is over ◀──────────┘ (one sweep for all)
 //! ```
 //!
@@ -10,23 +10,25 @@
 //! [`PORTS_MAX`] are open, else from one of those, and a port that was used 256 times or for 30 s is replaced by a
 //! fresh one. So a flood costs no socket a question, and a port that somebody found out is soon of no use to him.
 //!
-//! Whoever waits (see `hopes`) is told on the reader's thread.
+//! Whoever waits (see `hopes`) is told by the thread whose exchange has the port: its own where it has one, else the
+//! one thread that reads for all others.
 
-use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
-use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
+mod pool;
 mod port;
 mod reader;
 
-pub(super) use reader::Reader;
+pub use reader::Exchange;
+pub(super) use reader::{Reader, Started};
 
-use self::port::{Line, Port};
+use self::pool::Unplaced;
+use self::port::Line;
 use super::hopes::{Broken, Courier, Hope, Leaves, Place};
 use super::message::Manner;
 use crate::wire::Question;
@@ -42,21 +44,18 @@ const PORTS_MIN: usize = 8;
 
 /// The ports to one upstream.
 pub(super) struct Datagrams {
-    addr: SocketAddr,
-    reader: Arc<Reader>,
+    /// Who reads for those that have no exchange of their own.
+    reader: Arc<Started>,
     line: Arc<Line>,
-    /// Those to draw from. The reader keeps them alive until they are over.
-    ports: Mutex<Vec<Weak<Port>>>,
-    ports_max: usize,
 }
 
 impl Datagrams {
     /// Makes ready to ask `addr` over at most `sockets_max` sockets; none is opened yet.
-    pub(super) fn new(addr: SocketAddr, sockets_max: usize, mismatches: IntCounter, reader: Arc<Reader>) -> Self {
+    pub(super) fn new(addr: SocketAddr, sockets_max: usize, mismatches: IntCounter, reader: Arc<Started>) -> Self {
         // The other half is for retired ports on which stragglers wait.
         let ports_max = (sockets_max / 2).clamp(PORTS_MIN, PORTS_MAX);
-        let line = Line { mismatches, open: AtomicUsize::new(0), open_max: sockets_max.max(ports_max) };
-        Self { addr, reader, line: Arc::new(line), ports: Mutex::default(), ports_max }
+        let (pools, open, open_max) = (AtomicUsize::new(0), AtomicUsize::new(0), sockets_max.max(ports_max));
+        Self { reader, line: Arc::new(Line { addr, ports_max, pools, mismatches, open, open_max }) }
     }
 
     /// Sends a question; `hope` hears what comes of it, of silence first at `due`. Returns where it waits, unless it
@@ -65,13 +64,31 @@ impl Datagrams {
         &self,
         question: &Arc<Question>,
         manner: Manner,
-        due: Option<Instant>,
+        (now, due): (Instant, Option<Instant>),
         hope: Box<dyn Hope>,
     ) -> Option<Place> {
-        let (port, id) = self.enlist(question, due, hope)?;
-        let place = port.send(id, question, manner);
-        self.reader.alert();
-        place
+        let common = self.reader.reader();
+        let own = Reader::of_this_thread();
+        let reader = own.as_ref().unwrap_or(common);
+        let enlisted = match reader.enlist(&self.line, Unplaced { question, now, due, hope }) {
+            // Others have taken what ports there may be.
+            Err((hope, _)) if own.is_some() => {
+                let asked = Unplaced { question, now, due, hope };
+                common.enlist(&self.line, asked).map(|placed| (common, placed))
+            }
+            enlisted => enlisted.map(|placed| (reader, placed)),
+        };
+        match enlisted {
+            Ok((reader, (port, id))) => {
+                let place = port.send(id, question, manner);
+                reader.alert();
+                place
+            }
+            Err((hope, broken)) => {
+                hope.broke(broken);
+                None
+            }
+        }
     }
 
     /// Asks and waits for the reply to exactly this question. Safe to cancel.
@@ -80,62 +97,8 @@ impl Datagrams {
     /// [`Broken`] when the socket failed.
     pub(super) async fn ask(&self, question: &Arc<Question>, manner: Manner) -> Result<Vec<u8>, Broken> {
         let (courier, reply) = Courier::new();
-        let _leaves = self.send(question, manner, None, courier).map(Leaves);
+        let _leaves = self.send(question, manner, (Instant::now(), None), courier).map(Leaves);
         reply.await.unwrap_or_else(|_| Err(Broken("the socket was closed".to_owned())))
-    }
-
-    /// Finds a port for a question and notes there who waits.
-    fn enlist(
-        &self,
-        question: &Arc<Question>,
-        due: Option<Instant>,
-        mut hope: Box<dyn Hope>,
-    ) -> Option<(Arc<Port>, u16)> {
-        /// Ports that are over are met once each, full ones only in a flood.
-        const DRAWS_MAX: usize = 2 * PORTS_MAX;
-        let mut ports = self.ports.lock();
-        for _ in 0..DRAWS_MAX {
-            let port = match self.draw(&mut ports) {
-                Ok(Some(port)) => port,
-                Ok(None) => continue,
-                Err(error) => {
-                    drop(ports);
-                    hope.broke(error.into());
-                    return None;
-                }
-            };
-            match port.enlist(question, due, hope) {
-                Ok(id) => return Some((port, id)),
-                Err(back) => hope = back,
-            }
-        }
-        drop(ports);
-        hope.broke(Broken("too many questions wait on every port".to_owned()));
-        None
-    }
-
-    /// Draws a port, a fresh one if there is room; `None` if what was drawn is over and was struck off.
-    fn draw(&self, ports: &mut Vec<Weak<Port>>) -> io::Result<Option<Arc<Port>>> {
-        if ports.len() < self.ports_max && self.line.open.load(Ordering::Relaxed) < self.line.open_max {
-            match self.reader.open(self.addr, &self.line) {
-                Ok(port) => {
-                    ports.push(Arc::downgrade(&port));
-                    return Ok(Some(port));
-                }
-                Err(error) if ports.is_empty() => return Err(error),
-                // No descriptor is left: the ports that there are must do.
-                Err(_) => {}
-            }
-        }
-        if ports.is_empty() {
-            return Err(io::Error::other("every port is waited on"));
-        }
-        let at = rand::random_range(..ports.len());
-        let port = ports[at].upgrade().filter(|port| port.takes_questions());
-        if port.is_none() {
-            ports.swap_remove(at);
-        }
-        Ok(port)
     }
 }
 

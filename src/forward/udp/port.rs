@@ -4,6 +4,7 @@
 //! comes from another address or port, and reports an ICMP error at once, which ends every wait on this port.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -30,12 +31,46 @@ const WAITS_MAX: usize = 512;
 /// What all ports of one upstream share.
 #[derive(Debug)]
 pub(super) struct Line {
+    /// Where they lead.
+    pub(super) addr: SocketAddr,
+    /// How many are drawn from at a time, over all exchanges.
+    pub(super) ports_max: usize,
+    /// How many exchanges draw from some.
+    pub(super) pools: AtomicUsize,
     /// Packets that answered another question.
     pub(super) mismatches: IntCounter,
     /// Ports open now, retired ones included.
     pub(super) open: AtomicUsize,
     /// How many may be.
     pub(super) open_max: usize,
+}
+
+impl Line {
+    /// Returns how many ports one exchange may draw from.
+    pub(super) fn share(&self) -> usize {
+        (self.ports_max / self.pools.load(Ordering::Relaxed).max(1)).max(1)
+    }
+
+    /// Returns whether there is room for another port.
+    fn has_room(&self) -> bool {
+        self.open.load(Ordering::Relaxed) < self.open_max
+    }
+
+    /// Takes the room for another port, if there is any.
+    pub(super) fn berth(self: &Arc<Self>) -> Option<Berth> {
+        let more = |open: usize| (open < self.open_max).then_some(open + 1);
+        let taken = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.is_ok().then(|| Berth(Arc::clone(self)))
+    }
+}
+
+/// The room for one port of a line.
+pub(super) struct Berth(Arc<Line>);
+
+impl Drop for Berth {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What a port is good for at the moment.
@@ -53,16 +88,15 @@ pub(super) enum Use {
 pub(super) struct Port {
     pub(super) token: Token,
     socket: UdpSocket,
-    line: Arc<Line>,
+    berth: Berth,
     opened: Instant,
     hopes: Arc<Mutex<Hopes>>,
 }
 
 impl Port {
     /// Puts a connected socket into service.
-    pub(super) fn new(token: Token, socket: UdpSocket, line: Arc<Line>) -> Self {
-        line.open.fetch_add(1, Ordering::Relaxed);
-        Self { token, socket, line, opened: Instant::now(), hopes: Hopes::new(WAITS_MAX) }
+    pub(super) fn new(token: Token, socket: UdpSocket, berth: Berth) -> Self {
+        Self { token, socket, berth, opened: Instant::now(), hopes: Hopes::new(WAITS_MAX) }
     }
 
     /// Returns whether it takes further questions.
@@ -70,14 +104,15 @@ impl Port {
         !self.hopes.lock().is_closed
     }
 
-    /// Takes a question in; gives its hope back if this port takes no more.
+    /// Takes a question in; gives its hope back if this port takes no more, or is too old.
     pub(super) fn enlist(
         &self,
         question: &Arc<Question>,
-        due: Option<Instant>,
+        (now, due): (Instant, Option<Instant>),
         hope: Box<dyn Hope>,
     ) -> Result<u16, Box<dyn Hope>> {
         let mut hopes = self.hopes.lock();
+        self.retire_if_old(&mut hopes, now);
         let id = hopes.enlist(question, due, hope)?;
         if hopes.uses >= USES_MAX {
             self.retire(&mut hopes);
@@ -108,9 +143,10 @@ impl Port {
 
     /// Reads what came, until nobody waits here any more or there is nothing left.
     pub(super) fn read(&self, room: &mut [u8]) {
-        while !self.hopes.lock().is_empty() {
+        let mut is_waiting = !self.hopes.lock().is_empty();
+        while is_waiting {
             match self.socket.recv(room) {
-                Ok(len) => self.deliver(&room[..len]),
+                Ok(len) => is_waiting = self.deliver(&room[..len]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Nobody listens there (ICMP), no route, or the like.
@@ -123,9 +159,7 @@ impl Port {
     pub(super) fn look_after(&self, now: Instant) -> Use {
         {
             let mut hopes = self.hopes.lock();
-            if !hopes.is_closed && now.saturating_duration_since(self.opened) >= AGE_MAX {
-                self.retire(&mut hopes);
-            }
+            self.retire_if_old(&mut hopes, now);
             if hopes.is_empty() {
                 return if hopes.is_closed { Use::Over } else { Use::Idle };
             }
@@ -134,28 +168,32 @@ impl Port {
         Use::Waiting
     }
 
-    /// Lets it go, if another may be opened in its place.
-    fn retire(&self, hopes: &mut Hopes) {
-        hopes.is_closed = self.line.open.load(Ordering::Relaxed) < self.line.open_max;
+    fn retire_if_old(&self, hopes: &mut Hopes, now: Instant) {
+        if !hopes.is_closed && now.saturating_duration_since(self.opened) >= AGE_MAX {
+            self.retire(hopes);
+        }
     }
 
-    /// Gives a reply to who waits for it.
-    fn deliver(&self, reply: &[u8]) {
-        let taken = self.hopes.lock().claim(reply);
+    /// Lets it go, if another may be opened in its place.
+    fn retire(&self, hopes: &mut Hopes) {
+        hopes.is_closed = self.berth.0.has_room();
+    }
+
+    /// Gives a reply to who waits for it; returns whether anybody waits on.
+    fn deliver(&self, reply: &[u8]) -> bool {
+        let (taken, is_waiting) = {
+            let mut hopes = self.hopes.lock();
+            (hopes.claim(reply), !hopes.is_empty())
+        };
         match taken {
             Some(hope) => hope.replied(reply),
-            None => self.line.mismatches.inc(),
+            None => self.berth.0.mismatches.inc(),
         }
+        is_waiting
     }
 
     fn fail_all_but(&self, id: Option<u16>, error: &io::Error) {
         let failed = self.hopes.lock().take_all_but(id);
         failed.into_iter().for_each(|hope| hope.broke(Broken(error.to_string())));
-    }
-}
-
-impl Drop for Port {
-    fn drop(&mut self) {
-        self.line.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

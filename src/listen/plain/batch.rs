@@ -1,7 +1,7 @@
 //! Datagrams in batches: `recvmmsg` and `sendmmsg` of Linux. The only module of this crate with `unsafe` code.
 //!
 //! A [`Batch`] owns the buffers of one thread: for each place the octets received, the sender's name, the control
-//! messages, and the reply. The pointers that the kernel is handed are laid anew before each call, from buffers that
+//! messages, and the reply. An [`Outbox`] gathers replies that are made later, from any thread; a batch sends them. The pointers that the kernel is handed are laid anew before each call, from buffers that
 //! live in the same value, and are not used after it: no pointer outlives the borrow that it was made from.
 //!
 //! Two steps make a call, so that all but the call itself runs under Miri: laying the headers is safe code, and the
@@ -26,6 +26,9 @@ const PLACES: usize = 64;
 
 /// The fewest that are asked for: at a low rate one comes at a time, and laying headers for all places would be waste.
 const PLACES_MIN: usize = 4;
+
+/// The most replies that are gathered: what several turns at upstreams' replies bring.
+const GATHERED_MAX: usize = 4 * PLACES;
 
 /// Octets of a datagram that are kept: more than any client's question takes. A longer one is cut and parses no more.
 const DATAGRAM_LEN_MAX: usize = 4096;
@@ -54,6 +57,51 @@ pub(super) struct Batch {
     answered: Vec<(usize, usize)>,
 }
 
+/// Replies to questions of earlier batches, gathered to be sent together.
+pub(super) struct Outbox {
+    letters: Vec<Letter>,
+    /// How many of them are to be sent.
+    len: usize,
+}
+
+/// A reply with its envelope.
+struct Letter {
+    name: [u8; NAME_LEN],
+    control: Control,
+    control_len: usize,
+    octets: Vec<u8>,
+}
+
+impl Outbox {
+    /// Makes an empty one.
+    pub(super) fn new() -> Self {
+        Self { letters: Vec::new(), len: 0 }
+    }
+
+    /// Takes a reply in; returns false if there is no room.
+    pub(super) fn push(&mut self, reply: &[u8], route: &Route) -> bool {
+        if self.len == GATHERED_MAX {
+            return false;
+        }
+        if self.len == self.letters.len() {
+            let (name, control) = ([0; NAME_LEN], Control::default());
+            self.letters.push(Letter { name, control, control_len: 0, octets: Vec::new() });
+        }
+        let letter = &mut self.letters[self.len];
+        envelope::write_name(&route.client, &mut letter.name);
+        letter.control_len = route.asked.map_or(0, |asked| envelope::write_control(&asked, &mut letter.control));
+        letter.octets.clear();
+        letter.octets.extend_from_slice(reply);
+        self.len += 1;
+        true
+    }
+
+    /// Returns whether nothing is to be sent.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
 /// What a call is handed: headers whose pointers are good until it returns.
 type Heads<'a> = &'a mut [libc::mmsghdr];
 
@@ -77,18 +125,30 @@ impl Batch {
         }
     }
 
-    /// Waits for a datagram and takes what else is there.
+    /// Waits for a datagram, as long as the socket's time-out says, and takes what else is there.
     ///
     /// # Errors
     /// What the system says; nothing was received then.
     pub(super) fn receive(&mut self, socket: &Socket) -> io::Result<()> {
+        self.receive_with(socket, libc::MSG_WAITFORONE)
+    }
+
+    /// Takes what is there. Returns whether there may be more.
+    ///
+    /// # Errors
+    /// What the system says; [`io::ErrorKind::WouldBlock`] if nothing is there.
+    pub(super) fn receive_now(&mut self, socket: &Socket) -> io::Result<bool> {
+        let wanted = self.wanted;
+        self.receive_with(socket, libc::MSG_DONTWAIT)?;
+        Ok(self.received == wanted)
+    }
+
+    fn receive_with(&mut self, socket: &Socket, flags: libc::c_int) -> io::Result<()> {
         self.receive_by(|heads| {
             let (at, count) = (heads.as_mut_ptr(), heads.len() as libc::c_uint);
             // SAFETY: `at` points to `count` headers, each with pointers to buffers of the lengths that it tells,
             // all of them borrowed by the caller until this returns and aliased by nothing. The kernel keeps none.
-            counted(unsafe {
-                libc::recvmmsg(socket.as_raw_fd(), at, count, libc::MSG_WAITFORONE as _, ptr::null_mut())
-            })
+            counted(unsafe { libc::recvmmsg(socket.as_raw_fd(), at, count, flags as _, ptr::null_mut()) })
         })
     }
 
@@ -115,7 +175,7 @@ impl Batch {
         self.answered.clear();
         for i in 0..std::mem::take(&mut self.received) {
             let head = &self.heads[i];
-            // A name of another length is no name: what wakes us when the socket is shut down has none.
+            // A name of another length is no name.
             if head.msg_hdr.msg_namelen as usize != self.name_len {
                 continue;
             }
@@ -133,25 +193,23 @@ impl Batch {
 
     /// Sends the replies. One that the system refuses is lost, as any datagram may be.
     pub(super) fn send(&mut self, socket: &Socket) {
-        self.send_by(|heads| {
-            let (at, count) = (heads.as_mut_ptr(), heads.len() as libc::c_uint);
-            // SAFETY: as for receiving; of these buffers the kernel only reads.
-            counted(unsafe { libc::sendmmsg(socket.as_raw_fd(), at, count, 0) })
-        });
+        self.send_by(|heads| send(socket, heads));
     }
 
-    fn send_by(&mut self, mut call: impl FnMut(Heads<'_>) -> io::Result<usize>) {
-        let count = self.answered.len();
-        let heads = self.lay_replies();
-        let mut sent = 0;
-        while sent < count {
-            match call(&mut heads[sent..]) {
-                Ok(more) if more > 0 => sent += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The first of them cannot be sent: to a port 0, or forbidden by a filter of this host.
-                _ => sent += 1,
-            }
+    /// Sends what was gathered, in the same manner.
+    pub(super) fn send_gathered(&mut self, outbox: &mut Outbox, socket: &Socket) {
+        self.send_gathered_by(outbox, |heads| send(socket, heads));
+    }
+
+    fn send_by(&mut self, call: impl FnMut(Heads<'_>) -> io::Result<usize>) {
+        send_all(self.lay_replies(), call);
+    }
+
+    fn send_gathered_by(&mut self, outbox: &mut Outbox, mut call: impl FnMut(Heads<'_>) -> io::Result<usize>) {
+        for letters in outbox.letters[..outbox.len].chunks_mut(PLACES) {
+            send_all(self.lay_letters(letters), &mut call);
         }
+        outbox.len = 0;
     }
 
     /// Lays headers for `count` datagrams to be received.
@@ -176,6 +234,37 @@ impl Batch {
             lay(head, part, (&mut self.names[i], self.name_len), (&mut self.controls[i], control_len));
         }
         &mut self.heads[..self.answered.len()]
+    }
+
+    /// Lays headers for as many letters as there are places, at most.
+    fn lay_letters<'a>(&'a mut self, letters: &'a mut [Letter]) -> Heads<'a> {
+        let len = letters.len().min(PLACES);
+        let headers = self.heads.iter_mut().zip(&mut self.parts);
+        for (letter, (head, part)) in letters.iter_mut().zip(headers) {
+            part.iov_base = letter.octets.as_mut_ptr().cast();
+            part.iov_len = letter.octets.len();
+            lay(head, part, (&mut letter.name, self.name_len), (&mut letter.control, letter.control_len));
+        }
+        &mut self.heads[..len]
+    }
+}
+
+fn send(socket: &Socket, heads: Heads<'_>) -> io::Result<usize> {
+    let (at, count) = (heads.as_mut_ptr(), heads.len() as libc::c_uint);
+    // SAFETY: as for receiving; of these buffers the kernel only reads.
+    counted(unsafe { libc::sendmmsg(socket.as_raw_fd(), at, count, 0) })
+}
+
+/// Has all messages sent, by as many calls as it takes.
+fn send_all(heads: Heads<'_>, mut call: impl FnMut(Heads<'_>) -> io::Result<usize>) {
+    let mut sent = 0;
+    while sent < heads.len() {
+        match call(&mut heads[sent..]) {
+            Ok(more) if more > 0 => sent += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The first of them cannot be sent: to a port 0, or forbidden by a filter of this host.
+            _ => sent += 1,
+        }
     }
 }
 

@@ -56,6 +56,25 @@ pub(super) fn read_name(octets: &[u8]) -> Option<SocketAddr> {
     }
 }
 
+/// Writes the address of a client, as [`read_name`] reads it.
+pub(super) fn write_name(client: &SocketAddr, octets: &mut [u8; NAME_LEN]) {
+    *octets = [0; NAME_LEN];
+    octets[2..4].copy_from_slice(&client.port().to_be_bytes());
+    let family = match client {
+        SocketAddr::V4(client) => {
+            octets[4..8].copy_from_slice(&client.ip().octets());
+            libc::AF_INET
+        }
+        SocketAddr::V6(client) => {
+            octets[4..8].copy_from_slice(&client.flowinfo().to_be_bytes());
+            octets[8..24].copy_from_slice(&client.ip().octets());
+            octets[24..28].copy_from_slice(&client.scope_id().to_ne_bytes());
+            libc::AF_INET6
+        }
+    };
+    octets[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+}
+
 /// Reads which address was asked out of the control messages of a datagram; the first that says so counts.
 pub(super) fn read_control(octets: &[u8]) -> Option<Asked> {
     let mut rest = octets;
@@ -203,6 +222,9 @@ mod tests {
             };
             assert_eq!(octets.len(), system.len() as usize);
             assert_eq!(read_name(&octets), Some(addr));
+            let mut written = [7; NAME_LEN];
+            write_name(&addr, &mut written);
+            assert_eq!(written[..octets.len()], octets);
         }
     }
 

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //!  socket of a core ─▶ thread: Batch of up to 64 ─▶ Front::quick ─ answered ─▶ one send for all
-//!                                                       └─ miss ─▶ Front::slow_then ─ reply, later ─▶ same socket
+//!                       ▲                               └─ miss ─▶ Front::slow_then ─▶ upstream
+//!                       └─ Exchange: replies of upstreams ─▶ Gate ─ one send for all ─▶ same socket
 //! ```
 //!
 //! On Linux each listen address has as many sockets as there are threads (`SO_REUSEPORT`), and each socket has a
 //! thread of its own that sleeps in `recvmmsg`, so that a hit costs no hop, no allocation and no lock that another
-//! core holds. Elsewhere, and where the tests ask for it, `portable` does the same in tasks, without `unsafe`.
+//! core holds. The thread reads what upstreams reply to its own questions, too: a miss that teaches nothing new costs no
+//! hop either, and the answers of a round leave together. What must be learned first, or turns out to take more than one
+//! try over UDP, goes on in tasks, and its answer leaves from wherever it is made. Elsewhere, and where the tests ask for it, `portable` does the same in tasks, without `unsafe`.
 //! Either way a reply leaves from the address that was asked, which matters where a socket listens on all of them.
 //!
 //! What waits for an upstream or for the set is bounded by [`WAITING_MAX`] permits: beyond it a question is dropped and
@@ -23,18 +26,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::Front;
 use super::front::Moment;
-use super::meter::Dropped;
+use super::meter::{Dropped, Way};
+use crate::clock::Stopwatch;
 use crate::pipeline::Tried;
 use crate::wire::Transport;
 
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "no safe binding of the batching calls reuses its buffers")]
 mod batch;
+mod beats;
 #[cfg(target_os = "linux")]
 mod envelope;
 mod portable;
 #[cfg(target_os = "linux")]
 mod threads;
+
+pub use beats::Beats;
 
 /// The most questions over UDP that wait for an upstream or for the set, over all sockets.
 pub const WAITING_MAX: usize = 8192;
@@ -63,6 +70,8 @@ pub struct Plain {
     pub waiting: Arc<Semaphore>,
     /// How it is done.
     pub backend: Backend,
+    /// Where threads show that they are alive; tasks do not.
+    pub beats: Beats,
 }
 
 impl Plain {
@@ -71,7 +80,7 @@ impl Plain {
         let desk = Desk { front: self.front, waiting: self.waiting, runtime: Handle::current() };
         match self.backend {
             #[cfg(target_os = "linux")]
-            Backend::Batched => threads::read(desk, sockets, stop).await,
+            Backend::Batched => threads::read(desk, sockets, &self.beats, stop).await,
             _ => portable::read(desk, sockets, stop).await,
         }
     }
@@ -99,7 +108,7 @@ struct Route {
 #[derive(Clone)]
 enum Door {
     #[cfg(target_os = "linux")]
-    Batched(Arc<Socket>),
+    Batched(Arc<threads::Gate>),
     Portable(Arc<portable::Udp>),
 }
 
@@ -108,7 +117,7 @@ impl Door {
     fn send(&self, reply: &[u8], route: &Route) {
         let sent = match self {
             #[cfg(target_os = "linux")]
-            Self::Batched(socket) => threads::send(socket, reply, route),
+            Self::Batched(gate) => gate.send(reply, route),
             Self::Portable(socket) => socket.send(reply, route),
         };
         if let Err(error) = sent {
@@ -133,20 +142,21 @@ impl Desk {
             Tried::Answered => true,
             Tried::Drop => false,
             Tried::Miss => {
-                self.hand_over(datagram, route, door);
+                self.hand_over(datagram, route, door, moment.began());
                 false
             }
         }
     }
 
     /// Has a miss answered, its reply told from wherever it is made; when too many wait it is dropped and counted.
-    fn hand_over(&self, datagram: &[u8], route: Route, door: &Door) {
+    fn hand_over(&self, datagram: &[u8], route: Route, door: &Door, began: Stopwatch) {
         let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
             return self.front.meter.dropped(Dropped::Overload);
         };
-        let (door, client) = (door.clone(), route.client.ip());
+        let (door, client, meter) = (door.clone(), route.client.ip(), self.front.meter.clone());
         self.front.slow_then(datagram, Transport::Udp, client, &self.runtime, move |reply| {
             door.send(reply, &route);
+            meter.answered(Transport::Udp, Way::Miss, began.elapsed(), 1);
             drop(permit);
         });
     }

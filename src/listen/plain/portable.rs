@@ -49,11 +49,13 @@ impl Udp {
     }
 
     async fn receive(&self, buffers: &mut [Vec<u8>], metas: &mut [RecvMeta]) -> io::Result<usize> {
-        let receive = || {
-            let mut parts: Vec<IoSliceMut<'_>> = buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
-            self.state.recv((&self.socket).into(), &mut parts, metas)
-        };
-        self.socket.async_io(Interest::READABLE, receive).await
+        self.socket.async_io(Interest::READABLE, || self.receive_now(buffers, metas)).await
+    }
+
+    /// Takes what is there, whether the runtime has heard of it or not.
+    fn receive_now(&self, buffers: &mut [Vec<u8>], metas: &mut [RecvMeta]) -> io::Result<usize> {
+        let mut parts: Vec<IoSliceMut<'_>> = buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
+        self.state.recv((&self.socket).into(), &mut parts, metas)
     }
 }
 
@@ -62,35 +64,50 @@ fn transmit<'a>(reply: &'a [u8], route: &Route) -> Transmit<'a> {
     Transmit { destination: route.client, ecn: None, contents: reply, segment_size: None, src_ip }
 }
 
+/// The most reads of a loop that ends; see the other listener.
+const LAST_READS_MAX: usize = 1024;
+
 /// Answers what comes in on the sockets until `stop`, or until one of them fails.
 pub(super) async fn read(desk: Desk, sockets: Vec<Socket>, stop: CancellationToken) {
     let mut loops = JoinSet::new();
     for socket in sockets {
-        let desk = desk.clone();
+        let (desk, stop) = (desk.clone(), stop.clone());
         loops.spawn(async move {
-            if let Err(error) = serve(&desk, socket).await {
+            if let Err(error) = serve(&desk, socket, &stop).await {
                 tracing::error!("reading from UDP clients: {error}");
             }
         });
     }
     drop(desk);
-    tokio::select! {
-        () = stop.cancelled() => {}
-        _ = loops.join_next() => {}
+    loops.join_next().await;
+    if !stop.is_cancelled() {
+        loops.shutdown().await;
     }
-    loops.shutdown().await;
+    while loops.join_next().await.is_some() {}
 }
 
-/// Answers what comes in on one socket.
-async fn serve(desk: &Desk, socket: Socket) -> io::Result<()> {
+/// Answers what comes in on one socket, at the end what waits in it by then.
+async fn serve(desk: &Desk, socket: Socket, stop: &CancellationToken) -> io::Result<()> {
     let udp = Arc::new(Udp::new(socket)?);
     let door = Door::Portable(Arc::clone(&udp));
     let mut buffers = vec![vec![0; BUFFER_LEN]; BATCH_SIZE];
     let mut metas = vec![RecvMeta::default(); BATCH_SIZE];
     let mut out = Vec::with_capacity(usize::from(UDP_SIZE));
-    loop {
-        let count = match udp.receive(&mut buffers, &mut metas).await {
+    let mut last_reads = 0;
+    while last_reads < LAST_READS_MAX {
+        let received = match stop.is_cancelled() {
+            true => {
+                last_reads += 1;
+                udp.receive_now(&mut buffers, &mut metas)
+            }
+            false => tokio::select! {
+                received = udp.receive(&mut buffers, &mut metas) => received,
+                () = stop.cancelled() => continue,
+            },
+        };
+        let count = match received {
             Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && last_reads > 0 => break,
             // An ICMP error of an earlier reply, or a short lack of memory: neither ends the service.
             Err(error) => {
                 tracing::debug!("receiving from UDP clients: {error}");
@@ -101,12 +118,16 @@ async fn serve(desk: &Desk, socket: Socket) -> io::Result<()> {
         for (buffer, meta) in buffers.iter().zip(&metas).take(count) {
             let route = route(meta);
             for datagram in datagrams(buffer, meta) {
-                if desk.judge(&mut desk.front.moment(), datagram, route, &door, &mut out) {
+                let mut moment = desk.front.moment();
+                let is_answered = desk.judge(&mut moment, datagram, route, &door, &mut out);
+                moment.end();
+                if is_answered {
                     udp.send_when_ready(&out, &route).await;
                 }
             }
         }
     }
+    Ok(())
 }
 
 /// Yields the datagrams of one buffer; an empty one counts, too.

@@ -185,6 +185,31 @@ fn a_reply_that_is_refused_does_not_hold_up_the_others() {
     assert_eq!(seen, [[0, 1], [0, 3], [0, 4]].map(|octets| octets.to_vec()));
 }
 
+#[test]
+fn gathered_replies_go_out_together_and_what_has_no_room_does_not_go_in() {
+    let (mut batch, mut outbox) = (Batch::new(false, true), Outbox::new());
+    let asked = Asked { addr: "127.0.0.2".parse().unwrap(), interface: 0 };
+    for round in [GATHERED_MAX + 3, 1, PLACES + 1] {
+        let mut expected = Vec::new();
+        for i in 0..round {
+            let (client, octets) = (SocketAddr::from(([192, 0, 2, 1], 1000 + i as u16)), vec![i as u8; 1 + i % 7]);
+            let route = Route { client, asked: (i % 2 == 0).then_some(asked) };
+            assert_eq!(outbox.push(&octets, &route), i < GATHERED_MAX);
+            expected.push((client, route.asked, octets));
+        }
+        expected.truncate(GATHERED_MAX);
+        let (mut seen, mut calls) = (Vec::new(), 0);
+        batch.send_gathered_by(&mut outbox, |heads| {
+            calls += 1;
+            seen.extend(heads.iter().map(sent));
+            Ok(heads.len())
+        });
+        assert_eq!((seen, calls), (expected.clone(), expected.len().div_ceil(PLACES)));
+        assert!(outbox.is_empty());
+    }
+    batch.send_gathered_by(&mut outbox, |_| panic!("nothing is to be sent"));
+}
+
 /// The same through real sockets.
 #[test]
 #[cfg_attr(miri, ignore = "there is no kernel under Miri")]
