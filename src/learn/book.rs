@@ -31,7 +31,7 @@ use crate::set::outlet::Restored;
 use crate::set::{Batch, Draft, NameRecord, Need, Session, Sighting, Times};
 
 /// The most sightings at one address: as many names behind one address share its fate at most.
-const SIGHTINGS_PER_ADDRESS_MAX: usize = 512;
+pub(super) const SIGHTINGS_PER_ADDRESS_MAX: usize = 512;
 
 /// The most sightings in all, as a multiple of the most addresses: names that share addresses are bounded too.
 const SIGHTINGS_PER_ADDRESS_MEAN: usize = 4;
@@ -62,7 +62,7 @@ pub(crate) struct Book {
     generation: u64,
     admission: Arc<Admission>,
     pub(super) options: Options,
-    triggers: Triggers,
+    pub(super) triggers: Triggers,
     queues: Queues,
     rates: Rates,
     pub(super) metrics: Metrics,
@@ -252,6 +252,9 @@ impl Book {
         if offer.address_count > self.options.max_per_name {
             return Err(Reason::FullName);
         }
+        if self.has_plenty(offer, fresh) {
+            return if self.rates.take(offer.client, fresh.len(), now) { Ok(()) } else { Err(Reason::ClientRate) };
+        }
         let kept: Vec<IpAddr> = offer.addresses.iter().map(|(addr, _)| *addr).collect();
         let fresh: Vec<IpAddr> = fresh.iter().map(|(addr, _)| *addr).collect();
         let wanted = self.wanted(&offer.name, &offer.tag, &fresh);
@@ -273,6 +276,24 @@ impl Book {
             }
         }
         Ok(())
+    }
+
+    /// Returns whether the new addresses fit whatever else stands there: a look at each count, far from the caps as
+    /// most of the time, instead of a list of scopes.
+    fn has_plenty(&self, offer: &Admitted, fresh: &[(IpAddr, u32)]) -> bool {
+        let (draft, options, more) = (&self.draft, &self.options, fresh.len());
+        let fits = |count: usize, cap: usize| count + more <= cap;
+        let has_room_at =
+            |addr| self.draft.host(addr).is_none_or(|host| fits(host.sightings().len(), SIGHTINGS_PER_ADDRESS_MAX));
+        fits(draft.host_count(), options.max_total)
+            && fits(draft.sighting_count(), sightings_max(options))
+            && fits(draft.address_count(&offer.name), options.max_per_name)
+            && fresh.iter().all(|(addr, _)| has_room_at(*addr))
+            && offer
+                .tag
+                .apps()
+                .iter()
+                .all(|hit| fits(self.triggers.address_count(&TriggerKey::new(hit)), options.max_per_trigger))
     }
 
     /// Returns whether one more address of a name fits without anybody leaving.
@@ -433,9 +454,14 @@ fn cap(scope: &Scope, options: &Options) -> usize {
         Scope::Name(_) => options.max_per_name,
         Scope::Trigger(_) => options.max_per_trigger,
         Scope::Address(_) => SIGHTINGS_PER_ADDRESS_MAX,
-        Scope::Sightings => options.max_total.saturating_mul(SIGHTINGS_PER_ADDRESS_MEAN),
+        Scope::Sightings => sightings_max(options),
         Scope::Total => options.max_total,
     }
+}
+
+/// Returns how many sightings there may be in all.
+pub(super) fn sightings_max(options: &Options) -> usize {
+    options.max_total.saturating_mul(SIGHTINGS_PER_ADDRESS_MEAN)
 }
 
 fn full(scope: &Scope) -> Reason {

@@ -97,6 +97,23 @@ impl Triggers {
         }
     }
 
+    /// Counts what a set begins with: how many addresses stand under each trigger, and the names that have sightings.
+    pub(crate) fn fill<'a>(
+        &mut self,
+        counts: impl IntoIterator<Item = (TriggerKey, usize)>,
+        records: impl Iterator<Item = &'a Arc<NameRecord>>,
+    ) {
+        for (key, count) in counts {
+            self.table.entry(key).or_default().address_count += count;
+        }
+        for record in records {
+            for hit in record.tag().apps() {
+                let below = self.table.entry(TriggerKey::new(hit)).or_default();
+                below.names.insert(ByPointer(Arc::clone(record)));
+            }
+        }
+    }
+
     /// Takes a sighting out of the count that is about to leave `host`; `is_last` if its name has no other.
     pub(crate) fn remove(&mut self, record: &Arc<NameRecord>, host: &Host, is_last: bool) {
         for hit in record.tag().apps() {
@@ -122,6 +139,12 @@ impl Triggers {
     pub(crate) fn alike(&self, tag: &Tag) -> Option<&NameRecord> {
         let below = self.table.get(&TriggerKey::new(tag.primary()))?;
         below.names.iter().next().map(|record| &*record.0).filter(|record| record.tag() == tag)
+    }
+
+    /// Returns how many addresses and names stand under each trigger, in no order.
+    #[cfg(test)]
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&TriggerKey, usize, usize)> {
+        self.table.iter().map(|(key, below)| (key, below.address_count, below.names.len()))
     }
 
     /// Returns whether no trigger is counted.

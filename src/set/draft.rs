@@ -28,26 +28,26 @@ use crate::name::Name;
 /// The set as its writer changes it.
 #[derive(Debug)]
 pub struct Draft {
-    publisher: Publisher,
+    pub(super) publisher: Publisher,
     session: Session,
     serial: u64,
     changed: Timestamp,
     statics: Arc<[StaticEntry]>,
-    hosts: Tree,
-    sighting_count: usize,
-    expiry: Expiry,
-    sizes: Sizes,
+    pub(super) hosts: Tree,
+    pub(super) sighting_count: usize,
+    pub(super) expiry: Expiry,
+    pub(super) sizes: Sizes,
     /// The apps that each host touched since the last commit had before; `None` if it was not there. The first entry
     /// of an address is how it stood at the last commit.
-    hosts_before: Vec<(IpAddr, Option<Arc<[AppId]>>)>,
+    pub(super) hosts_before: Vec<(IpAddr, Option<Arc<[AppId]>>)>,
     /// The static prefixes of the last commit, if they were replaced since.
     statics_before: Option<Arc<[StaticEntry]>>,
     /// Hosts whose end moved since the last commit.
     renewed: Vec<IpAddr>,
     /// What others must be told since the last commit.
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     /// The next publication begins the history, under a new serial whatever it holds.
-    begins: bool,
+    pub(super) begins: bool,
 }
 
 impl Draft {

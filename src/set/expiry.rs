@@ -35,6 +35,11 @@ impl Expiry {
         self.heap.push(Entry { end: sighting.end(), sighting });
     }
 
+    /// Takes many in at once, each with its end.
+    pub(crate) fn fill(&mut self, ends: Vec<(Timestamp, Arc<Sighting>)>) {
+        self.heap.extend(ends.into_iter().map(|(end, sighting)| Entry { end, sighting }).collect::<Vec<_>>());
+    }
+
     /// Returns no later than when the next sighting ends.
     pub(crate) fn next_end(&self) -> Option<Timestamp> {
         self.heap.peek().map(|entry| entry.end)

@@ -10,6 +10,7 @@
 //!   history    the current snapshot, deltas behind it, who is told
 //!   expiry     which sighting ends next
 //!   draft      the set in the hands of its one writer
+//!   fill       many sightings at once, as a set begins with them
 //!   outlet     the way of a change to those who hold the set elsewhere
 //!   joins      sinks that come and go: followers that acknowledge
 //!   batch      what of a publication they must be told
@@ -22,6 +23,7 @@ mod batch;
 mod delta;
 mod draft;
 mod expiry;
+mod fill;
 mod history;
 mod joins;
 mod names;
@@ -38,6 +40,7 @@ pub use aggregate::{Aggregate, aggregate};
 pub use batch::Batch;
 pub use delta::{Delta, Item, items};
 pub use draft::Draft;
+pub use fill::{Filling, Place, Seen};
 pub use history::{Event, History, Reader, Since, Subscription};
 pub use joins::{Joined, Joins};
 pub use serial::{Session, SessionError};

@@ -25,9 +25,11 @@ pub(crate) struct Names {
 #[derive(Debug)]
 struct Known {
     record: Arc<NameRecord>,
-    /// Two take no more room than the list of them would.
-    sightings: SmallVec<[Arc<Sighting>; 2]>,
+    sightings: Listed,
 }
+
+/// Sightings of one name. Two take no more room than the list of them would.
+pub(crate) type Listed = SmallVec<[Arc<Sighting>; 2]>;
 
 impl Names {
     /// Adds a sighting under its name.
@@ -39,6 +41,17 @@ impl Names {
             Entry::Vacant(entry) => {
                 entry.insert(Known { record: Arc::clone(sighting.record()), sightings: smallvec![sighting] });
             }
+        }
+    }
+
+    /// Adds names that are not there yet, each with its sightings; those without any are left out.
+    pub(crate) fn fill(&mut self, names: impl ExactSizeIterator<Item = (Arc<NameRecord>, Listed)>) {
+        let Self { table, hasher } = self;
+        let hash = |known: &Known| hasher.hash_one(known.record.name().as_wire());
+        table.reserve(names.len(), hash);
+        for (record, sightings) in names.filter(|(_, sightings)| !sightings.is_empty()) {
+            let known = Known { record, sightings };
+            table.insert_unique(hash(&known), known, hash);
         }
     }
 

@@ -312,6 +312,11 @@ impl Host {
         Self { sightings: Sightings::One(sighting) }
     }
 
+    /// Makes a host of its sightings: at least one, sorted by name, each name once.
+    pub(crate) fn of_many(sightings: Vec<Arc<Sighting>>) -> Self {
+        Self { sightings: Sightings::of(sightings) }
+    }
+
     /// Adds a sighting; one of the same name is replaced.
     pub(crate) fn with(&self, sighting: Arc<Sighting>) -> Self {
         let mut list = self.sightings().to_vec();

@@ -91,6 +91,80 @@ impl Tree {
     }
 }
 
+/// A tree that grows from hosts in order, from its leaves up.
+#[derive(Debug, Default)]
+pub(crate) struct Growing {
+    v4: Leaves<u32>,
+    v6: Leaves<u128>,
+}
+
+impl Growing {
+    /// Puts the next host in: its address comes after those of its family before.
+    pub(crate) fn push(&mut self, host: Host) {
+        match host.addr() {
+            IpAddr::V4(addr) => self.v4.push(addr.to_bits(), host),
+            IpAddr::V6(addr) => self.v6.push(addr.to_bits(), host),
+        }
+    }
+
+    /// Returns the tree of all hosts.
+    pub(crate) fn grown(self) -> Tree {
+        Tree { v4: self.v4.grown(), v6: self.v6.grown() }
+    }
+}
+
+/// How full nodes are that grow from hosts in order: some room is left, so that the next ones split no node each.
+const NODE_LEN_GROWN: usize = NODE_LEN_MAX - NODE_LEN_MAX / 6;
+
+/// The leaves of one family.
+#[derive(Debug)]
+struct Leaves<K> {
+    full: Vec<(K, Arc<Node<K>>)>,
+    keys: List<K>,
+    values: List<Host>,
+    len: usize,
+}
+
+impl<K> Default for Leaves<K> {
+    fn default() -> Self {
+        Self { full: Vec::new(), keys: List::new(), values: List::new(), len: 0 }
+    }
+}
+
+impl<K: Copy + Ord> Leaves<K> {
+    fn push(&mut self, key: K, host: Host) {
+        debug_assert!(self.keys.last().is_none_or(|last| *last < key), "in order");
+        if self.keys.len() == NODE_LEN_GROWN {
+            self.cut();
+        }
+        self.keys.push(key);
+        self.values.push(host);
+        self.len += 1;
+    }
+
+    fn cut(&mut self) {
+        let (keys, values) = (std::mem::take(&mut self.keys), std::mem::take(&mut self.values));
+        if let Some(&first) = keys.first() {
+            self.full.push((first, Arc::new(Node::Leaf { keys, values })));
+        }
+    }
+
+    fn grown(mut self) -> Side<K> {
+        self.cut();
+        let mut level = self.full;
+        while level.len() > 1 {
+            let above = level.chunks(NODE_LEN_GROWN).map(|below| {
+                let keys = below.iter().map(|(key, _)| *key).collect();
+                let nodes = below.iter().map(|(_, node)| Arc::clone(node)).collect();
+                (below[0].0, Arc::new(Node::Inner { keys, nodes }))
+            });
+            level = above.collect();
+        }
+        let root = level.pop().map_or_else(|| Arc::new(Node::empty()), |(_, root)| root);
+        Side { root, len: self.len }
+    }
+}
+
 /// The hosts of one family.
 #[derive(Clone, Debug)]
 struct Side<K> {
@@ -397,6 +471,30 @@ mod tests {
                 prop_assert_eq!(tree.len(), map.len());
                 prop_assert_eq!(addrs(&tree), map.into_keys().collect::<Vec<_>>());
             }
+        }
+    }
+
+    #[test]
+    fn grown_tree_equals_one_of_single_hosts_and_goes_on_as_one() {
+        for count in [0, 1, 20, 21, 24, 400, 401, 5000_u16] {
+            let (mut growing, mut single) = (Growing::default(), Tree::default());
+            for (n, is_v4) in (0..count).flat_map(|n| [(2 * n, true), (2 * n, false)]) {
+                growing.push(host(addr(n, is_v4)));
+                single.insert(host(addr(n, is_v4)));
+            }
+            let mut tree = growing.grown();
+            check(&tree.v4.root, true);
+            check(&tree.v6.root, true);
+            assert_eq!((addrs(&tree), tree.len()), (addrs(&single), single.len()));
+            let twin = tree.clone();
+            for n in 0..count {
+                tree.insert(host(addr(2 * n + 1, true)));
+                assert!(tree.remove(addr(2 * n, false)).is_some());
+            }
+            check(&tree.v4.root, true);
+            check(&tree.v6.root, true);
+            assert_eq!((tree.count(Family::V4), tree.count(Family::V6)), (2 * usize::from(count), 0));
+            assert_eq!(addrs(&twin), addrs(&single));
         }
     }
 
