@@ -141,10 +141,11 @@ impl Keeper {
         if self.since.is_empty() && !self.is_behind {
             self.due = now.after(INTERVAL);
         }
+        let mut said = Vec::with_capacity(orders.len());
         for Order { change, .. } in &orders {
             let entries: Vec<_> = change.sightings.iter().map(entry::encode).collect();
             frames.push(change, &entries);
-            self.since.add(change.session, change.serial, (change.whole, change.last), entries);
+            said.push(((change.session, change.serial), (change.whole, change.last), entries));
         }
         // Behind a gap nothing is appended: what is read again must have no holes.
         let is_held = self.is_logged && self.append(frames);
@@ -157,6 +158,10 @@ impl Keeper {
         }
         for order in orders {
             order.done(if is_held { Applied::Held } else { Applied::Failed });
+        }
+        // Nobody waits for this any more.
+        for ((session, serial), flags, entries) in said {
+            self.since.add(session, serial, flags, entries);
         }
     }
 
@@ -244,8 +249,8 @@ impl Keeper {
                     tracing::info!("store.path: the database is written again");
                 }
             }
-            Err(error) => {
-                let later = std::mem::replace(&mut self.since, done.changes);
+            Err((error, changes)) => {
+                let later = std::mem::replace(&mut self.since, changes);
                 self.since.merge(later);
                 self.is_logged &= was_logged;
                 self.due = now.after(self.retry);
@@ -341,9 +346,9 @@ struct Job {
 /// What became of one.
 #[derive(Debug)]
 struct Done {
-    changes: Pending,
     covered: u64,
-    result: Result<u64, TableError>,
+    /// How many entries there are, or why not, and what is still to be written.
+    result: Result<u64, (TableError, Pending)>,
 }
 
 /// Writes jobs into the database, one after another, until there are no more; then closes it.
@@ -366,11 +371,16 @@ fn write_database(table: Table, disk: &Disk, id: u64, jobs: &Receiver<Job>, resu
             },
             Err(error) => Err(error),
         };
-        let done = Done { changes, covered: meta.covered, result };
-        let count = done.result.as_ref().ok().copied();
-        if results.send(done).is_err() {
+        let count = result.as_ref().ok().copied();
+        let (result, written) = match result {
+            Ok(count) => (Ok(count), Some(changes)),
+            Err(error) => (Err((error, changes)), None),
+        };
+        if results.send(Done { covered: meta.covered, result }).is_err() {
             break;
         }
+        // Thousands of entries are let go of here, where nobody waits, and not by the thread that answers wait for.
+        drop(written);
         // Meanwhile the next changes wait in the journal, which is long enough for that.
         if let (Some(count), Some(mut table)) = (count, open.take()) {
             match room.tidy(&mut table, disk, count) {
