@@ -4,8 +4,11 @@
 //! sent until `Held`, both thread switches included) for 1 and for 100 sightings at 100,000 stored, at rest and at 1,000
 //! a second; the hold of answers while 20,000 new sightings a second come in, through writer and store; and with 100,000
 //! and 1,000,000 sightings the size of the files, how long it takes to make them smaller, and a restart after an orderly
-//! end and after a kill that leaves 20,000 in the journal, until the store is read and until the set is there. Then
-//! criterion times the commit of one.
+//! end and after a kill that leaves 20,000 in the journal: until the store is read, until the set is there, and until
+//! the store has taken note of what the set begins with, which is when the first question is read. Then criterion times
+//! the commit of one.
+//!
+//! `STORE_BENCH=hold` does the one part alone; so do `commits`, `restart` and `commit_1`.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -243,6 +246,15 @@ fn settled(folder: &Path) -> Duration {
     changed
 }
 
+/// Copies the files of a store, as they are.
+fn copied(folder: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().expect("a folder");
+    for file in fs::read_dir(folder).expect("a folder").filter_map(Result::ok) {
+        fs::copy(file.path(), copy.path().join(file.file_name())).expect("copied");
+    }
+    copy
+}
+
 fn restart(folder: &Path, count: u64) {
     let (mut work, _) = Work::open(folder, Durability::Process);
     work.fill(count);
@@ -255,37 +267,59 @@ fn restart(folder: &Path, count: u64) {
     tell_size(folder, count, &format!("after compaction, {took} ms after the first change"));
     work.stop();
     let timed = |folder: &Path, what: &str| {
-        let options = Options { path: folder.join("greenlane.redb"), durability: Durability::Process };
+        let copy = copied(folder);
+        let options = Options { path: copy.path().join("greenlane.redb"), durability: Durability::Process };
         let clock = Clock::system();
         let watch = Stopwatch::start();
         let opened = Store::open(&options, &clock).expect("opens");
         let (took, len) = (watch.elapsed().as_millis(), opened.restored.sightings.len());
-        let (learner, _writer) = learn::start(learn_start(opened.restored), clock, &Registry::new());
+        let (way, intake) = outlet("store");
+        let (store, metrics, twin) = (opened.store, Metrics::new(&Registry::new()), clock.clone());
+        let keeping = thread::spawn(move || run(store, intake, &twin, metrics));
+        let start = learn::Start { outlets: vec![way], ..learn_start(opened.restored) };
+        let (learner, writer) = learn::start(start, clock, &Registry::new());
         let whole = watch.elapsed().as_millis();
         let hosts = learner.reader().snapshot().hosts().count();
         println!("store/restart: {len} sightings after {what} in {took} ms; a set of {hosts} hosts in {whole} ms");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let writing = tokio::spawn(writer.run());
+            learner.begun().await;
+            println!("store/restart: {len} sightings after {what}: ready in {} ms", watch.elapsed().as_millis());
+            learner.close().await;
+            let _ = writing.await;
+        });
+        keeping.join().expect("the store ends");
     };
     timed(folder, "an orderly end");
     // What a kill leaves: a database that was not closed, and the changes of a second in the journal.
     let (mut work, _) = Work::open(folder, Durability::Process);
     let batch = work.batch(20_000);
     work.keep(batch);
-    let copy = tempfile::tempdir().expect("a folder");
-    for file in fs::read_dir(folder).expect("a folder").filter_map(Result::ok) {
-        fs::copy(file.path(), copy.path().join(file.file_name())).expect("copied");
-    }
+    let copy = copied(folder);
     work.stop();
     timed(copy.path(), "a kill");
 }
 
 fn benches(c: &mut Criterion) {
     let folder = || tempfile::tempdir().expect("a folder");
-    commits(folder().path(), Durability::Process);
-    commits(folder().path(), Durability::Disk);
-    group_commit(folder().path(), Durability::Process, 20);
-    group_commit(folder().path(), Durability::Disk, 5);
-    restart(folder().path(), 100_000);
-    restart(folder().path(), 1_000_000);
+    let only = std::env::var("STORE_BENCH").ok();
+    let does = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    if does("commits") {
+        commits(folder().path(), Durability::Process);
+        commits(folder().path(), Durability::Disk);
+    }
+    if does("hold") {
+        group_commit(folder().path(), Durability::Process, 20);
+        group_commit(folder().path(), Durability::Disk, 5);
+    }
+    if does("restart") {
+        restart(folder().path(), 100_000);
+        restart(folder().path(), 1_000_000);
+    }
+    if !does("commit_1") {
+        return;
+    }
 
     let folder = folder();
     let (mut work, _) = Work::open(folder.path(), Durability::Process);
