@@ -34,8 +34,9 @@ use crate::export::file;
 use crate::forward::{self, Forward};
 use crate::learn::{self, Confirm, Learner, Listing};
 use crate::listen::plain::{Beats, Plain};
-use crate::listen::streams::{Open, Streams};
-use crate::listen::{self, Access, BindError, Bound, Front};
+use crate::listen::streams::{Door, Streams};
+use crate::listen::tls::PairError;
+use crate::listen::{self, Access, BindError, Bound, Front, Kind, Open, doh};
 use crate::metrics::Registry;
 use crate::pipeline::{Current, Pipeline};
 use crate::policy::Special;
@@ -52,6 +53,7 @@ mod files;
 mod given;
 mod handed;
 mod saved;
+mod secure;
 mod sinks;
 mod stats;
 mod watch;
@@ -59,8 +61,10 @@ mod watch;
 pub use files::files;
 pub use given::{AgentAway, Given, Patience, Sockets, firewall_rules};
 pub use handed::HandedError;
+pub use secure::SecureError;
 
 use given::web_error;
+use secure::Certified;
 use sinks::{Keeper, Sinks};
 
 /// How long questions that wait may take to be answered once the end has begun.
@@ -105,6 +109,9 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Encrypted listeners.
+    #[error("{0}")]
+    Secure(#[from] SecureError),
     /// The upstreams.
     #[error("{0}")]
     Forward(#[from] forward::OptionsError),
@@ -136,6 +143,7 @@ impl StartError {
             Self::Catalogue(_)
                 | Self::Handed(_)
                 | Self::NoAddress
+                | Self::Secure(SecureError::Pair(_))
                 | Self::Forward(_)
                 | Self::Export(file::CheckError::NoFile(_))
                 | Self::Token(_)
@@ -172,6 +180,9 @@ pub enum ReloadError {
     /// The lists hold nothing, and held something before.
     #[error("{0}: no trigger is left, while {1} are in force; remove `catalogue.path` entries one by one, or restart")]
     Emptied(String, usize),
+    /// The certificate.
+    #[error("{0}")]
+    Pair(#[from] PairError),
     /// The upstreams.
     #[error("{0}")]
     Forward(#[from] forward::OptionsError),
@@ -210,6 +221,7 @@ pub struct Daemon {
     meter: Meter,
     dns: Vec<SocketAddr>,
     web: Option<SocketAddr>,
+    certified: Certified,
     waiting: Arc<Semaphore>,
     waiting_max: usize,
     ready: Arc<AtomicBool>,
@@ -249,16 +261,20 @@ impl Daemon {
         let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
         config.export_files.iter().try_for_each(file::check)?;
         let tokens = read_tokens(&config)?;
-        let Sockets { dns, web } = sockets.map_or_else(|| Sockets::take(passed, &config, Patience::None), Ok)?;
+        let Sockets { dns, web, secure } =
+            sockets.map_or_else(|| Sockets::take(passed, &config, Patience::None), Ok)?;
         let bound = dns.into_iter().map(listen::read).collect::<Result<Vec<_>, _>>()?;
         let web = web.map(TcpListener::from_std).transpose().map_err(|source| web_error(&config, source))?;
+        let secure = secure::Prepared::new(&config, secure)?;
+        let certified = Certified::new(&secure);
         let forward = Arc::new(Forward::new(config.forward.clone(), clamps(&config), clock.clone(), &registry)?);
 
         tell_warnings(&loaded.warnings);
         let catalogue = Arc::new(loaded.catalogue);
         let wanted = wanted(&config, &catalogue).map_err(StartError::WarmNames)?;
         let generation = 1;
-        let options = learn_options(&config, bound.iter().map(|sockets| sockets.addr));
+        let listening = bound.iter().map(|sockets| sockets.addr).chain(secure.places.iter().map(|place| place.1));
+        let options = learn_options(&config, listening);
         let cluster = config.cluster.as_ref().map(|options| cluster::Prepared::new(options, &registry)).transpose()?;
         let Sinks { mut outlets, restored, keeper } = Sinks::start(&config, agent, &clock, &registry)?;
         let cluster = cluster.map(|prepared| {
@@ -270,7 +286,7 @@ impl Daemon {
         let start =
             learn::Start { options, listing: listing(&catalogue), generation, outlets, joins: joins.clone(), restored };
         let (learner, writer) = learn::start(start, clock.clone(), &registry);
-        let current = current(&config, generation, &catalogue, forward);
+        let current = current(&config, generation, &catalogue, forward, &certified);
         let cache = Cache::new(config.cache.size_bytes);
         let pipeline = Pipeline::new(current, cache, learner.clone(), clock.clone(), &registry);
         let meter = Meter::new(&registry);
@@ -289,6 +305,7 @@ impl Daemon {
             meter,
             dns: bound.iter().map(|sockets| sockets.addr).collect(),
             web: web.as_ref().and_then(|listener| listener.local_addr().ok()),
+            certified,
             waiting: Arc::new(Semaphore::new(config.listen.waiting_max)),
             waiting_max: config.listen.waiting_max,
             ready: Arc::new(AtomicBool::new(false)),
@@ -314,7 +331,7 @@ impl Daemon {
             daemon.join(prepared, intake).await;
         }
         daemon.start_files(&config.export_files);
-        daemon.start_listeners(bound, &config.listen, &registry);
+        daemon.start_listeners(bound, secure, &config.listen, &registry);
         daemon.start_warm(&registry);
         saved::start_reading(&daemon, &config);
         if let Some(listener) = web {
@@ -337,6 +354,11 @@ impl Daemon {
         self.web
     }
 
+    /// Returns what each encrypted listener speaks, and where.
+    pub fn secure(&self) -> &[(Kind, SocketAddr)] {
+        self.certified.places()
+    }
+
     /// Returns the catalogue in force.
     pub fn catalogue(&self) -> Arc<Catalogue> {
         self.catalogue.load_full()
@@ -352,7 +374,12 @@ impl Daemon {
         let dns: Vec<String> = self.dns.iter().map(SocketAddr::to_string).collect();
         let web = self.web.map_or_else(|| "off".to_owned(), |addr| format!("http://{addr}/"));
         let (version, dns, lists) = (env!("CARGO_PKG_VERSION"), dns.join(", "), counted(&self.catalogue()));
-        format!("greenlane {version}: DNS on {dns} (UDP and TCP), web on {web}, {lists}")
+        let secure = self.secure().iter().map(|(kind, addr)| match kind {
+            Kind::Doh => format!("DoH on https://{addr}{}, ", doh::PATH),
+            kind => format!("{} on {addr}, ", kind.title()),
+        });
+        let secure: String = secure.collect();
+        format!("greenlane {version}: DNS on {dns} (UDP and TCP), {secure}web on {web}, {lists}")
     }
 
     /// Reads configuration and lists again and puts both in force, or neither. Says so once, either way.
@@ -418,16 +445,20 @@ impl Daemon {
         let catalogue = Arc::new(read.catalogue);
         let wanted = wanted(&config, &catalogue).map_err(ReloadError::WarmNames)?;
 
+        let pair = self.certified.renewed(config.listen.tls.as_ref())?;
+
         // From here on nothing fails.
         tell_warnings(&read.warnings);
         let generation = loaded.generation + 1;
         self.access.replace(config.listen.allow.clone());
+        self.certified.put(pair, config.listen.tls.as_ref());
         // The learner first: what is matched by the old catalogue meanwhile, it matches again.
-        let mut options = learn_options(&config, self.dns.iter().copied());
+        let listening = self.dns.iter().copied().chain(self.secure().iter().map(|place| place.1));
+        let mut options = learn_options(&config, listening);
         // A cluster is joined or left with a restart.
         options.is_shared = self.cluster.lock().is_some();
         self.learner.reload(listing(&catalogue), generation, Some(options), confirm).await;
-        self.pipeline.replace(current(&config, generation, &catalogue, forward));
+        self.pipeline.replace(current(&config, generation, &catalogue, forward, &self.certified));
         self.catalogue.store(Arc::clone(&catalogue));
         self.relisted.send_replace(Arc::clone(&catalogue));
         if upstreams_change {
@@ -508,7 +539,13 @@ impl Daemon {
         *self.cluster.lock() = Some(cluster);
     }
 
-    fn start_listeners(self: &Arc<Self>, bound: Vec<Bound>, options: &listen::Options, registry: &Registry) {
+    fn start_listeners(
+        self: &Arc<Self>,
+        bound: Vec<Bound>,
+        secure: secure::Prepared,
+        options: &listen::Options,
+        registry: &Registry,
+    ) {
         let front = Front {
             pipeline: self.pipeline.clone(),
             access: Arc::clone(&self.access),
@@ -518,12 +555,13 @@ impl Daemon {
         let (waiting, beats) = (Arc::clone(&self.waiting), self.beats.clone());
         let plain = Plain { front: front.clone(), waiting, backend: options.backend, beats };
         let open = Arc::new(Open::new(options.max_connections, options.max_connections_per_client));
-        let streams = Streams { front, open, talking: self.listeners.clone() };
+        let streams = Streams { front, open, talking: self.listeners.clone(), door: Door::Tcp };
         for sockets in bound {
             let udp = plain.clone().run(sockets.udp, self.stop.clone());
             self.must_run("a UDP listener", &self.listeners, udp);
             self.must_run("a TCP listener", &self.listeners, streams.clone().run(sockets.tcp, self.stop.clone()));
         }
+        secure::start(self, secure, &streams);
     }
 
     /// Asks ahead from now on, until questions of clients are taken no more.
@@ -657,9 +695,16 @@ fn read_tokens(config: &Config) -> Result<web::Tokens, web::TokenError> {
     Ok(tokens)
 }
 
-fn current(config: &Config, generation: u64, catalogue: &Arc<Catalogue>, forward: Arc<Forward>) -> Current {
+fn current(
+    config: &Config,
+    generation: u64,
+    catalogue: &Arc<Catalogue>,
+    forward: Arc<Forward>,
+    certified: &Certified,
+) -> Current {
     let routes = config.forward.routes.iter().map(|route| route.zone.clone()).collect();
-    Current::new(generation, Arc::clone(catalogue), forward, Special::new(routes), clamps(config), config.tag)
+    let special = Special::new(routes).denying(config.policy).telling(certified.told());
+    Current::new(generation, Arc::clone(catalogue), forward, special, clamps(config), config.tag)
         .with_ahead(config.cache.ahead)
 }
 
@@ -711,6 +756,10 @@ fn tell_warnings(warnings: &[crate::source::Problem]) {
 fn name_what_waits_for_a_restart(old: &Config, new: &Config) {
     let waiting = [
         ("listen.dns", old.listen.dns != new.listen.dns),
+        ("listen.dot", old.listen.dot != new.listen.dot),
+        ("listen.doh", old.listen.doh != new.listen.doh),
+        ("listen.doq", old.listen.doq != new.listen.doq),
+        ("tls", old.listen.tls.is_some() != new.listen.tls.is_some()),
         ("listen.threads", old.listen.threads != new.listen.threads),
         ("listen.web", old.web.listen != new.web.listen),
         ("web.allow", old.web.allow != new.web.allow),

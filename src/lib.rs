@@ -1,8 +1,8 @@
 //! greenlane: a DNS forwarder that keeps a firewall's TLS-inspection bypass exact.
 //!
-//! Clients ask it instead of their resolver. It forwards each question, tags every answer whose name lies under a
-//! bypass trigger, learns the addresses in that answer into a set, and exports the set to the inspection firewall.
-//! The modules stand in the order in which data flows:
+//! Clients ask it instead of their resolver, over UDP, TCP, TLS, HTTPS or QUIC. It forwards each question, tags every
+//! answer whose name lies under a bypass trigger, learns the addresses in that answer into a set, and exports the set to
+//! the inspection firewall. The modules stand in the order in which data flows:
 //!
 //! ```text
 //!  UDP, TCP ─▶ listen ─▶ pipeline::try_answer ─ hit ─▶ wire::finish ─▶ client

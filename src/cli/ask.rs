@@ -53,7 +53,7 @@ pub(super) async fn ask(
     let exchange = async {
         match transport {
             Transport::Udp => over_udp(server, &question).await,
-            Transport::Tcp => over_tcp(server, &question).await,
+            _ => over_tcp(server, &question).await,
         }
     };
     let octets = timeout(PATIENCE, exchange).await.map_err(|_| AskError::Silence)??;

@@ -8,6 +8,7 @@ use crate::catalogue;
 use crate::config::Config;
 use crate::daemon::today;
 use crate::export::file;
+use crate::listen::tls::{Pair, PairError};
 use crate::source::Location;
 use crate::warm;
 use crate::web::{Options, Tokens};
@@ -16,7 +17,8 @@ use crate::web::{Options, Tokens};
 /// output, other warnings and problems to standard error.
 pub(super) fn run(file: &ConfigFile, args: &CheckArgs) -> Result<(), Failure> {
     let config = file.load()?;
-    let mut problems = token_problems(&config);
+    let mut problems = Vec::from_iter(tls_problems(&config));
+    problems.extend(token_problems(&config));
     problems.extend(export_problems(&config));
     let warm_names = warm::read_names(&config.warm, config.places.warm_names.as_ref());
     problems.extend(warm_names.err().map(|found| found.to_string()));
@@ -37,6 +39,16 @@ pub(super) fn run(file: &ConfigFile, args: &CheckArgs) -> Result<(), Failure> {
             Err(Failure::usage(problems.join("\n")))
         }
     }
+}
+
+/// Reads the certificate and its key as a start does.
+fn tls_problems(config: &Config) -> Option<String> {
+    let error = Pair::load(config.listen.tls.as_ref()?).err()?;
+    let place = match &error {
+        PairError::Certificate { .. } => &config.places.certificate,
+        _ => &config.places.key,
+    };
+    Some(placed(place.as_ref(), &error))
 }
 
 /// Looks at the files of tokens as a start does; tells what only should be better.

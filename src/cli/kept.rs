@@ -38,6 +38,7 @@ pub(super) fn is_due(config: &Config) -> bool {
 pub(super) fn keep(file: &ConfigFile, config: &Config, passed: Vec<Passed>) -> Result<(), Failure> {
     keeper::block_signals().map_err(|error| Failure::failed(format!("listening for signals: {error}")))?;
     let sockets = Sockets::take(passed, config, Patience::Some)?.into_fds();
+    let sockets = sockets.map_err(|error| Failure::failed(format!("handing on the sockets: {error}")))?;
     let command = |role| {
         let mut command = Command::new(OURSELVES);
         command.arg0("greenlane").arg(match role {

@@ -54,6 +54,9 @@ pub(super) enum Fault {
     /// An upstream that is this server.
     #[error("{upstream} is our own address {listening}, questions would go in a circle, expected another server")]
     Circle { upstream: String, listening: String },
+    /// Encrypted listeners without the certificate that they need, or half of it.
+    #[error("needs {missing}, expected the certificate's files in [tls]")]
+    NoCertificate { missing: &'static str },
     /// No URL of a cluster.
     #[error(transparent)]
     Cluster(#[from] UrlError),

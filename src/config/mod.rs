@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crate::pipeline::TagOptions;
 use crate::source::{Location, Problem, Problems};
-use crate::{cache, catalogue, cluster, export, forward, learn, listen, store, warm, web};
+use crate::{cache, catalogue, cluster, export, forward, learn, listen, policy, store, warm, web};
 
 mod env;
 mod error;
@@ -49,8 +49,10 @@ pub use units::parse_duration;
 /// Everything that an operator can say, checked, in the parts' own terms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// `[listen]` but `web`, and `[clients]`.
+    /// `[listen]` but `web`, `[tls]`, and `[clients]`; paths already start at the file's folder.
     pub listen: listen::Options,
+    /// The names that `[clients]` says do not exist.
+    pub policy: policy::Options,
     /// `listen.web` and `[web]`.
     pub web: web::Options,
     /// `[forward]`.
@@ -141,6 +143,7 @@ impl Default for Config {
         let own = resolve::own_addresses(&listen, &forward);
         Self {
             listen,
+            policy: policy::Options::default(),
             web: web::Options { listen: Some(WEB_BY_DEFAULT), ..web::Options::default() },
             forward,
             cache: cache::Options::default(),
@@ -163,6 +166,10 @@ impl Default for Config {
 /// Where paths were written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
+    /// `tls.certificate`.
+    pub certificate: Option<Location>,
+    /// `tls.key`.
+    pub key: Option<Location>,
     /// `web.read-token-file`.
     pub read_token_file: Option<Location>,
     /// `web.admin-token-file`.

@@ -13,11 +13,12 @@ use super::units::print_duration;
 use super::{Config, LogOptions, Places, table, upstream};
 use crate::export::nftables::{self, Mode, SetNames, SetsError, TableFamily};
 use crate::forward::{Route, Upstream};
+use crate::listen::Kind;
 use crate::pipeline::TagOptions;
 use crate::prefix::Prefix;
 use crate::source::{Located, Location, Problem};
 use crate::store::Durability;
-use crate::{cache, catalogue, cluster, export, forward, learn, listen, store, warm, web};
+use crate::{cache, catalogue, cluster, export, forward, learn, listen, policy, store, warm, web};
 
 /// Makes the configuration. Relative paths start at `folder`.
 pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Config {
@@ -30,8 +31,13 @@ pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Conf
     let cluster = cluster(entries, folder, &learn, &cache, faults);
     learn.is_shared = cluster.is_some();
     let (export_files, export_places) = export_files(raw, folder, faults);
+    let policy = policy::Options {
+        keep_browsers: entries.read(&table::CLIENTS_KEEP_BROWSERS, faults).unwrap_or_default(),
+        block_private_relay: entries.read(&table::CLIENTS_BLOCK_PRIVATE_RELAY, faults).unwrap_or_default(),
+    };
     Config {
         web,
+        policy,
         cache,
         cluster,
         catalogue: catalogue(entries, folder, faults),
@@ -42,6 +48,8 @@ pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Conf
         export_nftables: export_nftables(raw, &learn, faults),
         learn,
         places: Places {
+            certificate: place(entries, table::TLS_CERTIFICATE.spec.path),
+            key: place(entries, table::TLS_KEY.spec.path),
             read_token_file: place(entries, table::WEB_READ_TOKEN_FILE.spec.path),
             admin_token_file: place(entries, table::WEB_ADMIN_TOKEN_FILE.spec.path),
             warm_names: place(entries, table::LEARN_WARM_NAMES.spec.path),
@@ -73,8 +81,16 @@ fn sockets(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> (listen
     let default = Config::default();
     let dns = entries.read(&table::LISTEN_DNS, faults);
     let web = entries.read(&table::LISTEN_WEB, faults);
-    check_overlaps(entries, dns.as_deref(), web, &default, faults);
+    let secure = [&table::LISTEN_DOT, &table::LISTEN_DOH, &table::LISTEN_DOQ];
+    let secure = secure.map(|key| (key.spec.path, entries.read(key, faults).unwrap_or_default()));
+    let tls = tls(entries, folder, &secure, faults);
+    check_overlaps(entries, dns.as_deref(), web, &secure, &default, faults);
+    let [dot, doh, doq] = secure.map(|(_, written)| values(written));
     let listen = listen::Options {
+        dot,
+        doh,
+        doq,
+        tls,
         dns: dns.map_or_else(|| default.listen.dns.clone(), |dns| addresses(&dns, &default.listen.dns)),
         threads: entries.read(&table::LISTEN_THREADS, faults).unwrap_or(default.listen.threads),
         backend: default.listen.backend,
@@ -96,6 +112,31 @@ fn sockets(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> (listen
     (listen, web)
 }
 
+/// `[tls]`: both files if a listener needs them.
+fn tls(
+    entries: &Entries<'_>,
+    folder: &Path,
+    secure: &[(&'static str, Vec<Located<SocketAddr>>)],
+    faults: &mut Faults,
+) -> Option<listen::tls::Files> {
+    let files = [&table::TLS_CERTIFICATE, &table::TLS_KEY].map(|key| entries.read(key, faults));
+    let missing = match &files {
+        [Some(_), Some(_)] => None,
+        [None, Some(_)] => Some(table::TLS_CERTIFICATE.spec.path),
+        [Some(_), None] => Some(table::TLS_KEY.spec.path),
+        [None, None] => Some("tls.certificate and tls.key"),
+    };
+    for (key, written) in secure {
+        if let (Some(missing), Some(at)) = (missing, written.first()) {
+            faults.push(at.location.clone(), key, Fault::NoCertificate { missing });
+        }
+    }
+    match files.map(|file| file.map(|at| start_at(folder, at.value))) {
+        [Some(certificate), Some(key)] => Some(listen::tls::Files { certificate, key }),
+        _ => None,
+    }
+}
+
 /// Takes addresses as they were written. One that equals a built-in default counts as that default, so that the
 /// shipped file behaves like an empty one.
 fn addresses(written: &[Located<SocketAddr>], defaults: &[listen::Address]) -> Vec<listen::Address> {
@@ -109,6 +150,14 @@ struct Socket {
     addr: SocketAddr,
     /// `None` for a default.
     location: Option<Location>,
+    /// Whether it takes UDP, and TCP.
+    ports: [bool; 2],
+}
+
+impl Socket {
+    fn collides(&self, other: &Self) -> bool {
+        self.ports.iter().zip(other.ports).any(|(mine, theirs)| *mine && theirs) && overlap(self.addr, other.addr)
+    }
 }
 
 /// Notes addresses that cannot be open together: the same one twice, or one and the wildcard of its family.
@@ -116,6 +165,7 @@ fn check_overlaps(
     entries: &Entries<'_>,
     dns: Option<&[Located<SocketAddr>]>,
     web: Option<Option<SocketAddr>>,
+    secure: &[(&'static str, Vec<Located<SocketAddr>>)],
     default: &Config,
     faults: &mut Faults,
 ) {
@@ -123,20 +173,35 @@ fn check_overlaps(
     let mut sockets: Vec<Socket> = match dns {
         Some(written) => written
             .iter()
-            .map(|at| Socket { key: dns_key, addr: at.value, location: Some(at.location.clone()) })
+            .map(|at| Socket { key: dns_key, addr: at.value, location: Some(at.location.clone()), ports: [true; 2] })
             .collect(),
         None => default
             .listen
             .dns
             .iter()
-            .map(|address| Socket { key: dns_key, addr: address.addr, location: None })
+            .map(|address| Socket { key: dns_key, addr: address.addr, location: None, ports: [true; 2] })
             .collect(),
     };
     let web_location = entries.item(web_key).map(|item| item.at.location());
-    let web = web.unwrap_or(default.web.listen).map(|addr| Socket { key: web_key, addr, location: web_location });
+    let web = web.unwrap_or(default.web.listen).map(|addr| Socket {
+        key: web_key,
+        addr,
+        location: web_location,
+        ports: [false, true],
+    });
     sockets.extend(web);
+    for (key, written) in secure {
+        let is_udp = *key == table::LISTEN_DOQ.spec.path;
+        let socket = |at: &Located<SocketAddr>| Socket {
+            key,
+            addr: at.value,
+            location: Some(at.location.clone()),
+            ports: [is_udp, !is_udp],
+        };
+        sockets.extend(written.iter().map(socket));
+    }
     for (i, later) in sockets.iter().enumerate() {
-        if let Some(first) = sockets[..i].iter().find(|first| overlap(first.addr, later.addr)) {
+        if let Some(first) = sockets[..i].iter().find(|first| first.collides(later)) {
             note_overlap(first, later, faults);
         }
     }
@@ -209,9 +274,10 @@ fn check_upstreams(key: &str, upstreams: &[Located<Upstream>], listen: &listen::
     let mut seen = Vec::new();
     for at in upstreams {
         check_once(key, &mut seen, at.clone(), upstream::print, faults);
-        let ourselves = listen.dns.iter().find(|ours| is_reached(ours.addr, at.value.addr));
-        if let Some(ours) = ourselves {
-            let fault = Fault::Circle { upstream: upstream::print(&at.value), listening: ours.addr.to_string() };
+        let secure = Kind::ALL.into_iter().flat_map(|kind| listen.secure(kind)).copied();
+        let mut ours = listen.dns.iter().map(|address| address.addr).chain(secure);
+        if let Some(ours) = ours.find(|&ours| is_reached(ours, at.value.addr)) {
+            let fault = Fault::Circle { upstream: upstream::print(&at.value), listening: ours.to_string() };
             faults.push(at.location.clone(), key, fault);
         }
     }
@@ -503,7 +569,8 @@ fn not_built(raw: &Raw<'_>, faults: &mut Faults) -> Vec<Problem> {
 
 /// Collects the addresses that must never be learned: those that we listen on and those of the upstreams.
 pub(super) fn own_addresses(listen: &listen::Options, forward: &forward::Options) -> Vec<Prefix> {
-    let listening = listen.dns.iter().map(|address| address.addr.ip()).filter(|ip| !ip.is_unspecified());
+    let secure = Kind::ALL.into_iter().flat_map(|kind| listen.secure(kind)).map(SocketAddr::ip);
+    let listening = listen.dns.iter().map(|address| address.addr.ip()).chain(secure).filter(|ip| !ip.is_unspecified());
     let routed = forward.routes.iter().flat_map(|route| &route.upstreams);
     let upstreams = forward.upstreams.iter().chain(routed).map(|upstream| upstream.addr.ip());
     let mut own: Vec<Prefix> = listening.chain(upstreams).map(|ip| Prefix::host(ip.to_canonical())).collect();

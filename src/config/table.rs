@@ -94,11 +94,11 @@ keys! {
     LISTEN_DNS: Vec<Located<SocketAddr>> = "listen.dns", Built,
         Default(r#"["127.0.0.1:5300", "[::1]:5300"]"#), |item, faults| item.some_sockets(faults);
     /// Addresses for DNS over TLS; they need [tls].
-    LISTEN_DOT: Vec<Located<SocketAddr>> = "listen.dot", Later, Default("[]"), |item, faults| item.sockets(faults);
+    LISTEN_DOT: Vec<Located<SocketAddr>> = "listen.dot", Built, Default("[]"), |item, faults| item.sockets(faults);
     /// Addresses for DNS over HTTPS; they need [tls].
-    LISTEN_DOH: Vec<Located<SocketAddr>> = "listen.doh", Later, Default("[]"), |item, faults| item.sockets(faults);
+    LISTEN_DOH: Vec<Located<SocketAddr>> = "listen.doh", Built, Default("[]"), |item, faults| item.sockets(faults);
     /// Addresses for DNS over QUIC; they need [tls].
-    LISTEN_DOQ: Vec<Located<SocketAddr>> = "listen.doq", Later, Default("[]"), |item, faults| item.sockets(faults);
+    LISTEN_DOQ: Vec<Located<SocketAddr>> = "listen.doq", Built, Default("[]"), |item, faults| item.sockets(faults);
     /// The address of feeds, API, dashboard and metrics, or "off".
     LISTEN_WEB: Option<SocketAddr> = "listen.web", Built, Default(r#""127.0.0.1:8053""#), |item, faults| item.socket_or_off(faults);
     /// Threads that read UDP, for each address of listen.dns; 0 for one a core.
@@ -107,9 +107,9 @@ keys! {
     LISTEN_PROXY_PROTOCOL: Vec<Prefix> = "listen.proxy-protocol", Later, Default("[]"), |item, faults| item.prefixes(faults);
 
     /// The certificate and its chain, PEM.
-    TLS_CERTIFICATE: PathBuf = "tls.certificate", Later, Absent(r#""/etc/greenlane/fullchain.pem""#), |item, faults| item.path(faults);
+    TLS_CERTIFICATE: Located<PathBuf> = "tls.certificate", Built, Absent(r#""/etc/greenlane/fullchain.pem""#), |item, faults| item.located_path(faults);
     /// Its private key, PEM.
-    TLS_KEY: PathBuf = "tls.key", Later, Absent(r#""/etc/greenlane/privkey.pem""#), |item, faults| item.path(faults);
+    TLS_KEY: Located<PathBuf> = "tls.key", Built, Absent(r#""/etc/greenlane/privkey.pem""#), |item, faults| item.located_path(faults);
 
     /// Client prefixes that are answered, by default loopback, private and link-local ones; others get REFUSED.
     CLIENTS_ALLOW: Vec<Prefix> = "clients.allow", Built,
@@ -120,12 +120,16 @@ keys! {
         |item, faults| item.some_prefixes(faults);
     /// Questions a second from one client prefix (/24, /56); 0 for no limit.
     CLIENTS_RATE_LIMIT: u32 = "clients.rate-limit", Later, Default("0"), |item, faults| item.number(0..=U32_MAX, faults);
-    /// Most TCP connections at once; one more closes the idlest.
+    /// Most connections at once, over TCP, TLS, HTTPS and QUIC together; one more closes the idlest.
     CLIENTS_MAX_CONNECTIONS: usize = "clients.max-connections", Built, Default("1000"),
         |item, faults| item.number(1..=1_000_000, faults);
-    /// Most TCP connections from one client prefix (/24, /56).
+    /// Most connections from one client prefix (/24, /56).
     CLIENTS_PER_CLIENT: usize = "clients.per-client", Built, Default("200"),
         |item, faults| item.number(1..=1_000_000, faults);
+    /// Whether use-application-dns.net does not exist, so that browsers that ask by themselves stay with us.
+    CLIENTS_KEEP_BROWSERS: bool = "clients.keep-browsers", Built, Default("false"), |item, faults| item.flag(faults);
+    /// Whether the names of iCloud Private Relay do not exist, so that Apple's clients ask us instead.
+    CLIENTS_BLOCK_PRIVATE_RELAY: bool = "clients.block-private-relay", Built, Default("false"), |item, faults| item.flag(faults);
 
     /// Upstreams: [udp|tcp]://ADDRESS[:PORT], tls://ADDRESS[:PORT]#NAME-IN-CERTIFICATE, or system: those of resolv.conf.
     FORWARD_UPSTREAMS: Vec<Located<Upstream>> = "forward.upstreams", Built,

@@ -525,7 +525,7 @@ fn variables_override_the_file() {
             ("GREENLANE__EXPORT__FILE", r#"[{path = "b", format = "json"}]"#),
             ("GREENLANE__EXPORT__MAX_SHRINK", "0.25"),
             ("GREENLANE__LISTEN__THREADS", "2"),
-            ("GREENLANE__LISTEN__DOT", "127.0.0.1:0"),
+            ("GREENLANE__LISTEN__PROXY_PROTOCOL", "10.0.0.0/8"),
             ("GREENLANE_UNRELATED", "x"),
         ],
     )
@@ -542,7 +542,10 @@ fn variables_override_the_file() {
     assert_eq!(config.export_files.len(), 1);
     let warned: Vec<String> = config.not_built.iter().map(ToString::to_string).collect();
     assert_eq!(config.listen.threads, 2);
-    assert_eq!(warned, ["GREENLANE__LISTEN__DOT: listen.dot: not built yet, setting it has no effect"]);
+    assert_eq!(
+        warned,
+        ["GREENLANE__LISTEN__PROXY_PROTOCOL: listen.proxy-protocol: not built yet, setting it has no effect"]
+    );
     assert!((config.learn.max_shrink - 0.25).abs() < f64::EPSILON);
 }
 
@@ -590,7 +593,7 @@ fn variable_that_is_no_text_is_named() {
 
 #[test]
 fn what_is_not_built_warns_only_when_it_is_set_otherwise() {
-    let defaults = read("[cache]\nsave = false\n[listen]\ndot = []\n").unwrap();
+    let defaults = read("[cache]\nsave = false\n[listen]\nproxy-protocol = []\n").unwrap();
     assert_eq!(defaults.not_built, []);
     let text = "\
 [cache]
@@ -602,7 +605,7 @@ apps = [\"zoom\"]
 [[zone]]
 file = \"corp.zone\"
 [listen]
-dot = [\"0.0.0.0:853\"]
+proxy-protocol = [\"10.0.0.0/8\"]
 ";
     let warned: Vec<String> = read(text).unwrap().not_built.iter().map(ToString::to_string).collect();
     assert_eq!(
@@ -610,7 +613,7 @@ dot = [\"0.0.0.0:853\"]
         [
             "config.toml:3:1: [[group]]: not built yet, setting it has no effect",
             "config.toml:7:1: [[zone]]: not built yet, setting it has no effect",
-            "config.toml:10:7: listen.dot: not built yet, setting it has no effect",
+            "config.toml:10:18: listen.proxy-protocol: not built yet, setting it has no effect",
         ]
     );
 }
@@ -810,4 +813,30 @@ fn file_may_hold_any_feed() {
         let config = read(&format!("[[export.file]]\npath = \"x\"\nformat = \"{}\"", dialect.name())).unwrap();
         assert_eq!(config.export_files[0].format, dialect);
     }
+}
+
+#[test]
+fn encrypted_listeners_need_both_files_of_their_certificate() {
+    let problems = |text: &str| messages(read(text));
+    let found = "needs tls.certificate and tls.key, expected the certificate's files in [tls]";
+    assert_eq!(
+        problems("[listen]\ndot = [\"127.0.0.1:853\"]\ndoq = [\"127.0.0.1:853\"]\n"),
+        [format!("config.toml:2:8: listen.dot: {found}"), format!("config.toml:3:8: listen.doq: {found}")]
+    );
+    assert_eq!(
+        problems("[listen]\ndoh = [\"127.0.0.1:443\"]\n[tls]\nkey = \"k.pem\"\n"),
+        ["config.toml:2:8: listen.doh: needs tls.certificate, expected the certificate's files in [tls]"]
+    );
+    assert_eq!(
+        problems("[listen]\ndoh = [\"127.0.0.1:443\"]\n[tls]\ncertificate = \"c.pem\"\n"),
+        ["config.toml:2:8: listen.doh: needs tls.key, expected the certificate's files in [tls]"]
+    );
+    let tls = "[tls]\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n";
+    let text = format!("[listen]\ndot = [\"0.0.0.0:853\"]\ndoh = [\"0.0.0.0:443\"]\ndoq = [\"0.0.0.0:853\"]\n{tls}");
+    let config = read(&text).unwrap();
+    assert_eq!(config.listen.dot, config.listen.doq, "TCP and UDP have ports of their own");
+    assert_eq!(config.listen.tls.unwrap().key, PathBuf::from("k.pem"));
+    assert_eq!(config.not_built, []);
+    let found = problems(&format!("[listen]\ndot = [\"127.0.0.1:853\"]\ndoh = [\"0.0.0.0:853\"]\n{tls}"));
+    assert!(found[0].contains("0.0.0.0:853 takes the port of 127.0.0.1:853"), "{found:?}");
 }

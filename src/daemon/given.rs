@@ -13,7 +13,7 @@ use crate::admission::Admission;
 use crate::catalogue;
 use crate::config::{Config, Env};
 use crate::export::nftables::agent::{Complain, Remotes, Rules};
-use crate::listen::{self, BindError, Unread};
+use crate::listen::{self, BindError, Kind, Secure, Unread};
 use crate::manager::Passed;
 
 /// No answer lives longer than its TTL and grace, and what is granted beyond is ten minutes at most; a week at least, so
@@ -61,6 +61,8 @@ pub struct Sockets {
     pub dns: Vec<Unread>,
     /// For the web.
     pub web: Option<TcpListener>,
+    /// For encrypted transports.
+    pub secure: Vec<Secure>,
 }
 
 impl Sockets {
@@ -96,21 +98,42 @@ impl Sockets {
     ///
     /// # Errors
     /// What the system says of them.
-    pub fn adopt(sockets: Vec<OwnedFd>) -> std::io::Result<Self> {
-        let (dns, web) = listen::adopt(sockets)?;
-        Ok(Self { dns, web })
+    pub fn adopt(fds: Vec<OwnedFd>) -> std::io::Result<Self> {
+        let (mut plain, mut secure, mut passed) = (Vec::new(), Vec::new(), 0);
+        for fd in fds {
+            if rustix::net::sockopt::socket_type(&fd).is_err() {
+                passed += 1;
+            } else if passed == 0 {
+                plain.push(fd);
+            } else {
+                let kind = Kind::ALL.get(passed - 1).ok_or(std::io::ErrorKind::InvalidInput)?;
+                secure.push(Secure::adopt(*kind, fd.into())?);
+            }
+        }
+        let (dns, web) = listen::adopt(plain)?;
+        Ok(Self { dns, web, secure })
     }
 
-    /// Gives up the sockets, for another process to read.
-    pub fn into_fds(self) -> Vec<OwnedFd> {
+    /// Gives up the sockets, for another process to read: those for DNS and the web, which their types tell apart, then
+    /// those of each encrypted transport behind a descriptor that is no socket.
+    ///
+    /// # Errors
+    /// If no such descriptor can be had.
+    pub fn into_fds(self) -> std::io::Result<Vec<OwnedFd>> {
         let dns = self.dns.into_iter().flat_map(|one| one.udp.into_iter().map(OwnedFd::from).chain([one.tcp.into()]));
-        dns.chain(self.web.map(OwnedFd::from)).collect()
+        let mut fds: Vec<OwnedFd> = dns.chain(self.web.map(OwnedFd::from)).collect();
+        let mut secure = self.secure;
+        for kind in Kind::ALL {
+            fds.push(std::fs::File::open("/dev/null")?.into());
+            fds.extend(secure.extract_if(.., |one| one.kind == kind).map(|one| OwnedFd::from(one.socket)));
+        }
+        Ok(fds)
     }
 }
 
 fn is_in_use(error: &StartError) -> bool {
     match error {
-        StartError::Listen(BindError::InUse { .. }) => true,
+        StartError::Listen(BindError::InUse(_)) => true,
         StartError::Web { source, .. } => source.kind() == std::io::ErrorKind::AddrInUse,
         _ => false,
     }
@@ -136,7 +159,8 @@ pub fn firewall_rules(file: Option<&Path>) -> Result<(Rules, usize), String> {
     };
     let config = config.map_err(|problems| problems.to_string())?;
     let catalogue = catalogue::load(&config.catalogue, today()).map_err(|problems| problems.to_string())?.catalogue;
-    let options = learn_options(&config, config.listen.dns.iter().map(|address| address.addr));
+    let secure = Kind::ALL.into_iter().flat_map(|kind| config.listen.secure(kind)).copied();
+    let options = learn_options(&config, config.listen.dns.iter().map(|address| address.addr).chain(secure));
     // What other resolvers have learned may end later than any answer of ours.
     let longest = options.min_hold.max(config.cache.max_ttl).saturating_add(options.grace);
     let longest = config.cluster.as_ref().map_or(longest, |cluster| cluster.span_max.max(longest));

@@ -1,6 +1,7 @@
 //! Sockets that come from the service manager, matched with what the configuration asks for.
 //!
-//! A socket serves the configured address that it listens on. One of a socket unit may be named `dns` or `web` instead:
+//! A socket serves the configured address that it listens on. One of a socket unit may be named `dns`, `web`, `dot`, `doh`
+//! or `doq` instead:
 //! it serves as such wherever it listens, in the place of the built-in default addresses. What is missing at an address
 //! is bound here, and given to the manager to keep, so that the next process finds the very same sockets: one a UDP
 //! thread, since a question waits in the socket that its client was assigned to.
@@ -16,7 +17,7 @@ use thiserror::Error;
 use super::given::web_error;
 use super::{Sockets, StartError};
 use crate::config::Config;
-use crate::listen::{self, Unread};
+use crate::listen::{self, Kind, Secure, Unread};
 use crate::manager::{self, Label, Passed, PassedError, Transport};
 
 /// A socket of the service manager that cannot be used.
@@ -33,6 +34,16 @@ pub enum HandedError {
         /// Where it listens.
         addr: SocketAddr,
     },
+    /// The same of an encrypted transport.
+    #[error("{label}: expected {} on {addr}, which carries {}", kind.below(), kind.title())]
+    OverAnother {
+        /// Which one.
+        label: Label,
+        /// Where it listens.
+        addr: SocketAddr,
+        /// What it was to carry.
+        kind: Kind,
+    },
     /// The system does not tell where it listens.
     #[error("{label}: {source}")]
     NoAddress {
@@ -48,6 +59,20 @@ pub enum HandedError {
 enum Purpose {
     Dns,
     Web,
+    Secure(Kind),
+}
+
+impl Purpose {
+    const ALL: [Self; 5] =
+        [Self::Dns, Self::Web, Self::Secure(Kind::Dot), Self::Secure(Kind::Doh), Self::Secure(Kind::Doq)];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Web => "web",
+            Self::Secure(kind) => kind.transport().name(),
+        }
+    }
 }
 
 /// What a name says of its socket.
@@ -63,23 +88,18 @@ enum Name {
 
 impl Name {
     fn of(name: &str) -> Self {
-        let kept = |prefix: &str| name.strip_prefix(prefix)?.parse().ok();
-        match name {
-            "dns" => Self::Named(Purpose::Dns),
-            "web" => Self::Named(Purpose::Web),
-            _ => match (kept("kept-dns-"), kept("kept-web-")) {
-                (Some(number), _) => Self::Kept(Purpose::Dns, number),
-                (_, Some(number)) => Self::Kept(Purpose::Web, number),
-                _ => Self::Other,
-            },
+        if let Some(purpose) = Purpose::ALL.into_iter().find(|purpose| purpose.name() == name) {
+            return Self::Named(purpose);
         }
+        let kept = |purpose: Purpose| {
+            let number = name.strip_prefix("kept-")?.strip_prefix(purpose.name())?.strip_prefix('-')?.parse().ok()?;
+            Some(Self::Kept(purpose, number))
+        };
+        Purpose::ALL.into_iter().find_map(kept).unwrap_or(Self::Other)
     }
 
     fn kept(purpose: Purpose, number: u32) -> String {
-        match purpose {
-            Purpose::Dns => format!("kept-dns-{number}"),
-            Purpose::Web => format!("kept-web-{number}"),
-        }
+        format!("kept-{}-{number}", purpose.name())
     }
 }
 
@@ -103,6 +123,7 @@ struct Place {
 pub(super) struct Handed {
     dns: Vec<Place>,
     web: Option<TcpListener>,
+    secure: Vec<Secure>,
     /// Whether names, rather than the configuration, say where questions come in.
     is_named: bool,
     /// Above every number in use.
@@ -134,6 +155,14 @@ impl Handed {
                     handed.take_dns(addr, socket, kept);
                 }
                 (Some(Purpose::Web), Transport::Tcp(listener)) if handed.web.is_none() => handed.web = Some(listener),
+                (Some(Purpose::Secure(kind)), socket) => {
+                    let socket = match socket {
+                        Transport::Udp(socket) => socket,
+                        Transport::Tcp(listener) => listener.into(),
+                    };
+                    let taken = Secure::adopt(kind, socket);
+                    handed.secure.push(taken.map_err(|_| HandedError::OverAnother { label, addr, kind })?);
+                }
                 (Some(Purpose::Web), Transport::Udp(_)) => return Err(HandedError::WebOverUdp { label, addr }),
                 (_, socket) => {
                     refuse(&label, addr, &socket, name);
@@ -176,7 +205,7 @@ impl Handed {
 
     /// Binds what is missing.
     pub(super) fn bind_missing(&self, config: &Config) -> Result<Missing, StartError> {
-        let mut missing = Missing { dns: Vec::new(), others: Vec::new(), web: None };
+        let mut missing = Missing { dns: Vec::new(), others: Vec::new(), web: None, secure: Vec::new() };
         for place in &self.dns {
             let udp: Vec<&Socket> = place.udp.iter().map(|udp| &udp.socket).collect();
             // Those of a socket unit are as many as the operator wants, and may belong to another user.
@@ -202,6 +231,15 @@ impl Handed {
             };
             missing.web = Some(bind().map_err(|source| web_error(config, source))?);
         }
+        for kind in Kind::ALL {
+            for &addr in config.listen.secure(kind) {
+                let is_there = self.secure.iter().any(|one| one.kind == kind && fits(addr, one.addr));
+                // Names stand in for the default addresses, which these have none of.
+                if !is_there {
+                    missing.secure.push(Secure::bind(kind, addr)?);
+                }
+            }
+        }
         Ok(missing)
     }
 
@@ -226,7 +264,9 @@ impl Handed {
         missing.web.iter().for_each(|listener| keeping.keep(Purpose::Web, listener));
         let web = self.web.or(missing.web);
         web.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
-        Ok(Sockets { dns, web })
+        missing.secure.iter().for_each(|one| keeping.keep(Purpose::Secure(one.kind), &one.socket));
+        let secure = self.secure.into_iter().chain(missing.secure).collect();
+        Ok(Sockets { dns, web, secure })
     }
 }
 
@@ -236,6 +276,7 @@ pub(super) struct Missing {
     dns: Vec<(Vec<Socket>, Option<TcpListener>)>,
     others: Vec<Unread>,
     web: Option<TcpListener>,
+    secure: Vec<Secure>,
 }
 
 /// Gives sockets away under numbers that are not in use.
@@ -250,13 +291,17 @@ impl Keeping {
 
 /// Decides what a socket is for; `None` if nobody asks for it.
 fn purpose(name: Name, addr: SocketAddr, socket: &Transport, config: &Config) -> Option<Purpose> {
-    match (name, socket) {
-        (Name::Kept(purpose, _), _) => is_asked(config, purpose, addr, true).then_some(purpose),
-        (_, Transport::Tcp(_)) if is_asked(config, Purpose::Web, addr, false) => Some(Purpose::Web),
-        _ if is_asked(config, Purpose::Dns, addr, false) => Some(Purpose::Dns),
-        (Name::Named(purpose), _) => Some(purpose),
-        (Name::Other, _) => None,
+    if let Name::Kept(purpose, _) = name {
+        return is_asked(config, purpose, addr, true).then_some(purpose);
     }
+    let may_be = |purpose: &Purpose| match purpose {
+        Purpose::Dns => true,
+        Purpose::Web => matches!(socket, Transport::Tcp(_)),
+        Purpose::Secure(kind) => kind.is_udp() == matches!(socket, Transport::Udp(_)),
+    };
+    let by_address = || Purpose::ALL.into_iter().filter(may_be).find(|&of| is_asked(config, of, addr, false));
+    let by_name = || if let Name::Named(purpose) = name { Some(purpose) } else { None };
+    by_address().or_else(by_name)
 }
 
 /// Returns whether the configuration names the address; a port that the system was to choose may be any, if that socket
@@ -266,6 +311,7 @@ fn is_asked(config: &Config, purpose: Purpose, addr: SocketAddr, is_ours: bool) 
     match purpose {
         Purpose::Dns => config.listen.dns.iter().any(|address| is_it(address.addr)),
         Purpose::Web => config.web.listen.is_some_and(is_it),
+        Purpose::Secure(kind) => config.listen.secure(kind).iter().copied().any(is_it),
     }
 }
 
@@ -285,7 +331,7 @@ fn refuse(label: &Label, addr: SocketAddr, socket: &Transport, name: Name) {
     } else {
         tracing::warn!(
             "{label}: the configuration asks for nothing on {addr} ({transport}), ignoring it; add the address to \
-             `listen`, or name the socket with FileDescriptorName=dns or web"
+             `listen`, or name the socket with FileDescriptorName=dns, web, dot, doh or doq"
         );
     }
 }
@@ -395,8 +441,48 @@ mod tests {
     }
 
     #[test]
+    fn encrypted_transports_are_told_apart_by_socket_and_come_back() {
+        let mut config = config(&["127.0.0.1:0"], None);
+        let (_held, addr) = tcp(any());
+        drop(_held);
+        (config.listen.dot, config.listen.doh, config.listen.doq) = (vec![addr], vec![any()], vec![addr]);
+        let first = sockets(Vec::new(), &config);
+        let places: Vec<_> = first.secure.iter().map(|one| (one.kind, one.addr == addr)).collect();
+        assert_eq!(places, [(Kind::Dot, true), (Kind::Doh, false), (Kind::Doq, true)]);
+        let again = first.secure.iter().map(|one| {
+            let socket = one.socket.try_clone().unwrap();
+            match one.kind {
+                Kind::Dot => ("greenlane.socket", Transport::Tcp(socket.into())),
+                Kind::Doh => ("kept-doh-7", Transport::Tcp(socket.into())),
+                Kind::Doq => ("any", Transport::Udp(socket)),
+            }
+        });
+        let handed = Handed::sort(passed(again.collect()), &config).unwrap();
+        let missing = handed.bind_missing(&config).unwrap();
+        assert!(missing.secure.is_empty(), "all are there");
+        let second = handed.join(missing).unwrap();
+        let addrs = |sockets: &Sockets| sockets.secure.iter().map(|one| (one.kind, one.addr)).collect::<Vec<_>>();
+        assert_eq!(addrs(&second), addrs(&first));
+        let shown = addrs(&second);
+        let adopted = Sockets::adopt(second.into_fds().unwrap()).unwrap();
+        assert_eq!((addrs(&adopted), adopted.dns.len()), (shown, 1), "and over the keeper's line");
+    }
+
+    #[test]
+    fn a_named_socket_of_the_wrong_type_is_a_mistake() {
+        let (socket, addr) = udp();
+        let error = Handed::sort(passed(vec![("dot", socket)]), &config(&[], None)).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("expected TCP on {addr}, which carries DoT")), "{error}");
+    }
+
+    #[test]
     fn names_say_what_we_gave_away() {
-        for (purpose, number) in [(Purpose::Dns, 0), (Purpose::Web, u32::MAX)] {
+        for (purpose, number) in [
+            (Purpose::Dns, 0),
+            (Purpose::Web, u32::MAX),
+            (Purpose::Secure(Kind::Doq), 3),
+            (Purpose::Secure(Kind::Dot), 4),
+        ] {
             assert_eq!(Name::of(&Name::kept(purpose, number)), Name::Kept(purpose, number));
         }
         for other in ["", "unknown", "stored", "kept-dns-", "kept-dns--1", "kept-mail-1", "DNS"] {

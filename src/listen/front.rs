@@ -29,7 +29,7 @@ impl Front {
     /// Takes one look at clock and access list, for the packets of one read.
     pub fn moment(&self) -> Moment<'_> {
         let (allowed, now) = (self.access.look(), self.clock.now());
-        Moment { front: self, near: None, allowed, now, began: Stopwatch::start(), answered: [0; 2] }
+        Moment { front: self, near: None, allowed, now, began: Stopwatch::start(), answered: [0; Transport::ALL.len()] }
     }
 
     /// The same for a thread with a table of its own.
@@ -55,6 +55,7 @@ impl Front {
         // The same octets gave a question before.
         if let Seen::Question(view) = wire::see(packet, transport) {
             self.pipeline.resolve(&view, transport, client, out).await;
+            pad(transport, out);
         }
     }
 }
@@ -69,7 +70,7 @@ pub struct Moment<'a> {
     /// When the packets had been read.
     began: Stopwatch,
     /// How many were answered, by transport.
-    answered: [u64; 2],
+    answered: [u64; Transport::ALL.len()],
 }
 
 impl Moment<'_> {
@@ -80,9 +81,8 @@ impl Moment<'_> {
 
     /// Notes how long the replies given took; call it when they are sent.
     pub fn end(self) {
-        let [udp, tcp] = self.answered;
         let took = self.began.elapsed();
-        for (transport, count) in [(Transport::Udp, udp), (Transport::Tcp, tcp)].into_iter().filter(|one| one.1 > 0) {
+        for (transport, count) in Transport::ALL.into_iter().zip(self.answered).filter(|one| one.1 > 0) {
             self.front.meter.answered(transport, Way::Hit, took, count);
         }
     }
@@ -104,7 +104,10 @@ impl Moment<'_> {
     /// [`Front::slow`].
     pub fn quick(&mut self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
         let tried = self.look(packet, transport, client, out);
-        self.answered[transport as usize] += u64::from(tried == Tried::Answered);
+        if tried == Tried::Answered {
+            self.answered[transport as usize] += 1;
+            pad(transport, out);
+        }
         tried
     }
 
@@ -140,6 +143,13 @@ impl Moment<'_> {
     fn judged<'a>(&self, refusal: Refusal<'a>, client: IpAddr) -> Refusal<'a> {
         let is_answer = refusal.rcode() == wire::rcode::NOERROR;
         if is_answer && !self.allowed.has(client) { denied(refusal.into_refused()) } else { refusal }
+    }
+}
+
+/// Pads what nobody on the way can read (RFC 8467 §4.1); over the others padding hides nothing.
+fn pad(transport: Transport, out: &mut Vec<u8>) {
+    if transport.is_encrypted() {
+        wire::pad(out);
     }
 }
 

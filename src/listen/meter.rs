@@ -34,14 +34,11 @@ pub enum Dropped {
     Evicted,
 }
 
-/// Transports by row.
-const TRANSPORTS: [&str; 2] = ["udp", "tcp"];
-
 /// Reasons by column.
 const REASONS: [&str; 3] = ["nonsense", "overload", "evicted"];
 
-/// Where the reasons' columns start: behind those of both transports.
-const DROPPED_AT: usize = 2 * TYPES.len();
+/// Where the reasons' columns start: behind those of all transports.
+const DROPPED_AT: usize = Transport::ALL.len() * TYPES.len();
 
 /// How an answer came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +54,7 @@ pub enum Way {
 pub struct Meter {
     tally: Tally,
     spans: Spans,
-    /// TCP connections open now.
+    /// Connections open now.
     pub connections: IntGauge,
 }
 
@@ -65,9 +62,9 @@ impl Meter {
     /// Registers the counters.
     pub fn new(registry: &Registry) -> Self {
         let tally = Tally::new(DROPPED_AT + REASONS.len());
-        let queries = TRANSPORTS.into_iter().enumerate().flat_map(|(row, transport)| {
+        let queries = Transport::ALL.into_iter().flat_map(|transport| {
             let of = move |(column, &(_, name)): (usize, &(u16, &str))| {
-                (vec![transport.to_owned(), name.to_owned()], row * TYPES.len() + column)
+                (vec![transport.name().to_owned(), name.to_owned()], transport as usize * TYPES.len() + column)
             };
             TYPES.iter().enumerate().map(of)
         });
@@ -87,7 +84,7 @@ impl Meter {
             &tally,
             REASONS.iter().enumerate().map(|(column, &reason)| (vec![reason.to_owned()], DROPPED_AT + column)),
         ));
-        let rows = TRANSPORTS.into_iter().flat_map(|transport| ["hit", "miss"].map(|way| (transport, way)));
+        let rows = Transport::ALL.into_iter().flat_map(|transport| ["hit", "miss"].map(|way| (transport.name(), way)));
         let spans = registry.add(Spans::new(
             (
                 "greenlane_listen_answer_seconds",
@@ -97,14 +94,16 @@ impl Meter {
             &["transport", "result"],
             rows.map(|(transport, way)| vec![transport.to_owned(), way.to_owned()]),
         ));
-        let connections =
-            registry.add(IntGauge::new("greenlane_listen_connections", "TCP connections of clients open now."));
+        let connections = registry.add(IntGauge::new(
+            "greenlane_listen_connections",
+            "Connections of clients open now, over whichever transport has them.",
+        ));
         Self { tally, spans, connections }
     }
 
     /// Counts a question; type 0, where none could be read, is another one like any type without a name here.
     pub fn query(&self, transport: Transport, qtype: u16) {
-        let row = row_of(transport);
+        let row = transport as usize;
         let column = TYPES.iter().position(|&(number, _)| number == qtype).unwrap_or(TYPES.len() - 1);
         self.tally.raise(row * TYPES.len() + column);
     }
@@ -115,13 +114,6 @@ impl Meter {
     }
     /// Notes that `count` replies took so long each.
     pub fn answered(&self, transport: Transport, way: Way, took: Duration, count: u64) {
-        self.spans.note(2 * row_of(transport) + way as usize, took, count);
-    }
-}
-
-fn row_of(transport: Transport) -> usize {
-    match transport {
-        Transport::Udp => 0,
-        Transport::Tcp => 1,
+        self.spans.note(2 * (transport as usize) + way as usize, took, count);
     }
 }

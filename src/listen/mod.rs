@@ -1,6 +1,7 @@
 //! Questions come in: sockets, frames, who may ask.
 //!
-//! [`plain`] reads datagrams, [`streams`] reads frames from connections. Both hand what they read to a [`Front`], which
+//! [`plain`] reads datagrams, [`streams`] frames from connections, also inside TLS, [`doh`] HTTP requests, [`doq`] streams
+//! of QUIC; [`tls`] holds the certificate. All hand what they read to a [`Front`], which
 //! sees the question in place, asks [`Access`] whether its sender may, and makes the pipeline's two calls. All sockets
 //! are bound by [`bind`] before anything is answered, so that an address in use stops the start and not half of it.
 
@@ -16,15 +17,22 @@ use tokio::net::{TcpListener, UdpSocket};
 use crate::prefix::Prefix;
 
 pub mod access;
+pub mod doh;
+pub mod doq;
 mod front;
 pub mod hickory;
 mod meter;
+mod open;
 pub mod plain;
+mod secure;
 pub mod streams;
+pub mod tls;
 
 pub use access::Access;
 pub use front::Front;
 pub use meter::Meter;
+pub use open::Open;
+pub use secure::{Kind, Secure};
 
 /// An address to listen on, and what its absence means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +48,14 @@ pub struct Address {
 pub struct Options {
     /// UDP and TCP addresses.
     pub dns: Vec<Address>,
+    /// Addresses for DNS over TLS; they need `tls`, as the next two do.
+    pub dot: Vec<SocketAddr>,
+    /// Addresses for DNS over HTTPS.
+    pub doh: Vec<SocketAddr>,
+    /// Addresses for DNS over QUIC.
+    pub doq: Vec<SocketAddr>,
+    /// The certificate of these.
+    pub tls: Option<tls::Files>,
     /// UDP sockets for each address, each with a reader of its own; 0 for as many as this host has cores.
     pub threads: u16,
     /// How datagrams are read; the default is the best that this system has.
@@ -48,9 +64,9 @@ pub struct Options {
     pub waiting_max: usize,
     /// Client prefixes that are answered; others get REFUSED.
     pub allow: Vec<Prefix>,
-    /// Most TCP connections at once.
+    /// Most connections at once, over whichever transport has them.
     pub max_connections: usize,
-    /// Most TCP connections of one client prefix (/24, /56).
+    /// Most connections of one client prefix (/24, /56).
     pub max_connections_per_client: usize,
 }
 
@@ -60,6 +76,10 @@ impl Default for Options {
         let address = |ip| Address { addr: SocketAddr::new(ip, 5300), is_default: true };
         Self {
             dns: vec![address(IpAddr::V4(Ipv4Addr::LOCALHOST)), address(IpAddr::V6(Ipv6Addr::LOCALHOST))],
+            dot: Vec::new(),
+            doh: Vec::new(),
+            doq: Vec::new(),
+            tls: None,
             threads: 0,
             backend: plain::Backend::default(),
             waiting_max: plain::WAITING_MAX,
@@ -142,40 +162,40 @@ pub fn adopt(sockets: Vec<OwnedFd>) -> io::Result<(Vec<Unread>, Option<std::net:
     Ok((bound, tcp.pop().map(|(_, listener)| listener.into())))
 }
 
+/// A socket that was to be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// The key of the configuration.
+    pub key: &'static str,
+    /// The address.
+    pub addr: SocketAddr,
+    /// UDP or TCP.
+    pub transport: &'static str,
+}
+
 /// An address that could not be bound.
 #[derive(Debug, Error)]
 pub enum BindError {
     /// Somebody else listens there.
     #[error(
-        "listen.dns: {addr} is in use ({transport}): stop the other server, or choose another address with `listen.dns`"
+        "{}: {} is in use ({}): stop the other server, or choose another address with `{}`",
+        .0.key, .0.addr, .0.transport, .0.key
     )]
-    InUse {
-        /// The address.
-        addr: SocketAddr,
-        /// UDP or TCP.
-        transport: &'static str,
-    },
+    InUse(Spot),
     /// A port below 1024 without the privilege.
     #[error(
-        "listen.dns: {addr} needs the right to bind ports below 1024: grant CAP_NET_BIND_SERVICE, or choose another port"
+        "{}: {} needs the right to bind ports below 1024: grant CAP_NET_BIND_SERVICE, or choose another port",
+        .0.key, .0.addr
     )]
-    Forbidden {
-        /// The address.
-        addr: SocketAddr,
-    },
+    Forbidden(Spot),
     /// The host has no such address.
-    #[error("listen.dns: {addr} is no address of this host: take one that `ip address` shows")]
-    NoSuchAddress {
-        /// The address.
-        addr: SocketAddr,
-    },
+    #[error("{}: {} is no address of this host: take one that `ip address` shows", .0.key, .0.addr)]
+    NoSuchAddress(Spot),
     /// Anything else.
-    #[error("listen.dns: {addr} ({transport}): {source}")]
+    #[error("{}: {} ({}): {source}", spot.key, spot.addr, spot.transport)]
     Other {
-        /// The address.
-        addr: SocketAddr,
-        /// UDP or TCP.
-        transport: &'static str,
+        /// The socket.
+        spot: Spot,
         /// What the system said.
         source: io::Error,
     },
@@ -204,7 +224,7 @@ pub fn bind(options: &Options) -> Result<Vec<Bound>, BindError> {
 /// [`BindError::Other`] if the system does not let it.
 pub fn read(sockets: Unread) -> Result<Bound, BindError> {
     let addr = sockets.addr;
-    Bound::try_from(sockets).map_err(|source| BindError::Other { addr, transport: "UDP and TCP", source })
+    Bound::try_from(sockets).map_err(|source| BindError::Other { spot: plain_spot(addr, "UDP and TCP"), source })
 }
 
 /// Binds as [`bind`] does, and leaves the reading to others.
@@ -217,8 +237,8 @@ pub fn bind_unread(options: &Options) -> Result<Vec<Unread>, BindError> {
     for address in &options.dns {
         match bind_one(address.addr, readers) {
             Ok(sockets) => bound.push(sockets),
-            Err(BindError::NoSuchAddress { addr }) if address.is_default => {
-                tracing::info!("this host has no {}: not listening on {addr}", addr.ip());
+            Err(BindError::NoSuchAddress(spot)) if address.is_default => {
+                tracing::info!("this host has no {}: not listening on {}", spot.addr.ip(), spot.addr);
             }
             Err(error) => return Err(error),
         }
@@ -238,17 +258,18 @@ pub fn readers(options: &Options) -> usize {
 fn bind_one(addr: SocketAddr, readers: usize) -> Result<Unread, BindError> {
     let mut tries = if addr.port() == 0 { FREE_PORT_TRIES } else { 1 };
     loop {
-        let first = bind_udp(addr, false).map_err(|error| classify(addr, "UDP", error))?;
-        let local = first.local_addr().map_err(|error| classify(addr, "UDP", error))?;
+        let first = bind_udp(addr, false).map_err(|error| classify(plain_spot(addr, "UDP"), error))?;
+        let local = first.local_addr().map_err(|error| classify(plain_spot(addr, "UDP"), error))?;
         let chosen = local.as_socket().unwrap_or(addr);
         tries -= 1;
         match bind_tcp(chosen) {
             Ok(tcp) => {
-                let udp = join_udp(first, chosen, readers).map_err(|error| classify(chosen, "UDP", error))?;
+                let udp =
+                    join_udp(first, chosen, readers).map_err(|error| classify(plain_spot(chosen, "UDP"), error))?;
                 return Ok(Unread { addr: chosen, udp, tcp });
             }
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
-            Err(error) => return Err(classify(chosen, "TCP", error)),
+            Err(error) => return Err(classify(plain_spot(chosen, "TCP"), error)),
         }
     }
 }
@@ -264,7 +285,7 @@ pub fn bind_beside(
     has_tcp: bool,
     readers: usize,
 ) -> Result<(Vec<Socket>, Option<std::net::TcpListener>), BindError> {
-    let in_words = |error| classify(addr, "UDP", error);
+    let in_words = |error| classify(plain_spot(addr, "UDP"), error);
     let more = match udp {
         [] => join_udp(bind_udp(addr, false).map_err(in_words)?, addr, readers).map_err(in_words)?,
         _ => {
@@ -275,7 +296,8 @@ pub fn bind_beside(
         }
     };
     udp.iter().for_each(|socket| make_room(socket));
-    let tcp = if has_tcp { None } else { Some(bind_tcp(addr).map_err(|error| classify(addr, "TCP", error))?) };
+    let tcp =
+        if has_tcp { None } else { Some(bind_tcp(addr).map_err(|error| classify(plain_spot(addr, "TCP"), error))?) };
     Ok((more, tcp))
 }
 
@@ -345,14 +367,19 @@ fn bind_tcp(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-fn classify(addr: SocketAddr, transport: &'static str, source: io::Error) -> BindError {
+/// A socket of `listen.dns`.
+fn plain_spot(addr: SocketAddr, transport: &'static str) -> Spot {
+    Spot { key: "listen.dns", addr, transport }
+}
+
+fn classify(spot: Spot, source: io::Error) -> BindError {
     match source.kind() {
-        io::ErrorKind::AddrInUse => BindError::InUse { addr, transport },
-        io::ErrorKind::PermissionDenied => BindError::Forbidden { addr },
-        io::ErrorKind::AddrNotAvailable => BindError::NoSuchAddress { addr },
+        io::ErrorKind::AddrInUse => BindError::InUse(spot),
+        io::ErrorKind::PermissionDenied => BindError::Forbidden(spot),
+        io::ErrorKind::AddrNotAvailable => BindError::NoSuchAddress(spot),
         // No IPv6 at all in this kernel.
-        _ if source.raw_os_error() == Some(EAFNOSUPPORT) => BindError::NoSuchAddress { addr },
-        _ => BindError::Other { addr, transport, source },
+        _ if source.raw_os_error() == Some(EAFNOSUPPORT) => BindError::NoSuchAddress(spot),
+        _ => BindError::Other { spot, source },
     }
 }
 

@@ -1,4 +1,7 @@
-//! Plain DNS over TCP (RFC 7766): frames, answers out of order, limits.
+//! Connections: plain DNS over TCP (RFC 7766) and over TLS (RFC 7858), frames, answers out of order, limits.
+//!
+//! One loop accepts, whatever is spoken inside ([`Door`]); a handshake is the connection's own, takes its time from
+//! nobody, and has a bound. What HTTPS carries goes on in [`super::doh`].
 //!
 //! A connection is one task. It reads what the socket has, answers every whole frame of it (refusals and hits at
 //! once, misses by tasks that send their reply back through a bounded channel), and writes each answer as soon as it
@@ -6,45 +9,45 @@
 //! its answers, or that asks for more at once than is let in is closed or not read from; when there are too many
 //! connections, the idlest goes: of the same client prefix if that has too many, else of all.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::poll_immediate;
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::meter::{Dropped, Way};
-use super::{Front, client_prefix};
-use crate::clock::{Stopwatch, Timestamp};
+use super::open::Seat;
+use super::tls::{HANDSHAKE_TIME_MAX, Identity, Use};
+use super::{Front, Open, doh};
+use crate::clock::Stopwatch;
 use crate::pipeline::Tried;
-use crate::prefix::Prefix;
 use crate::wire::Transport;
 
 /// An idle connection is closed after this; RFC 7766 §6.2.3 leaves it to us, 10 to 30 s is common.
-const IDLE: Duration = Duration::from_secs(20);
+pub(super) const IDLE: Duration = Duration::from_secs(20);
 
 /// A client that does not take its answers for this long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Once the daemon is about to end, a connection that is silent for this long is closed: what its client sent before is
 /// read by then.
-const LINGER: Duration = Duration::from_millis(50);
+pub(super) const LINGER: Duration = Duration::from_millis(50);
 
 /// And nothing more is read from it after this long.
-const LINGER_MAX: Duration = Duration::from_secs(1);
+pub(super) const LINGER_MAX: Duration = Duration::from_secs(1);
 
 /// How long accepting pauses when the system gives no descriptor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often that is said at most.
 const COMPLAIN_PAUSE: Duration = Duration::from_secs(60);
@@ -58,6 +61,49 @@ const READ_BYTES: usize = 4096;
 /// Answers gathered before they are written, so that a client that asks in bursts gets few packets.
 const WRITE_BYTES_SOFT: usize = 64 << 10;
 
+/// What is spoken on the connections of a listener.
+#[derive(Clone)]
+pub enum Door {
+    /// Frames.
+    Tcp,
+    /// Frames inside TLS.
+    Dot(TlsAcceptor),
+    /// HTTP inside TLS.
+    Doh(TlsAcceptor),
+}
+
+impl Door {
+    /// Frames inside TLS, as `identity`.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub fn dot(identity: &Identity) -> Result<Self, rustls::Error> {
+        Ok(Self::Dot(TlsAcceptor::from(Arc::new(identity.server(Use::Dot)?))))
+    }
+
+    /// HTTP inside TLS, as `identity`.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub fn doh(identity: &Identity) -> Result<Self, rustls::Error> {
+        Ok(Self::Doh(TlsAcceptor::from(Arc::new(identity.server(Use::Doh)?))))
+    }
+
+    fn transport(&self) -> Transport {
+        match self {
+            Self::Tcp => Transport::Tcp,
+            Self::Dot(_) => Transport::Dot,
+            Self::Doh(_) => Transport::Doh,
+        }
+    }
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.transport().name())
+    }
+}
+
 /// What all connections share.
 #[derive(Clone, Debug)]
 pub struct Streams {
@@ -67,6 +113,8 @@ pub struct Streams {
     pub open: Arc<Open>,
     /// Where each connection is awaited when the daemon drains.
     pub talking: TaskTracker,
+    /// What they speak.
+    pub door: Door,
 }
 
 impl Streams {
@@ -82,13 +130,15 @@ impl Streams {
             match accepted {
                 Ok((stream, client)) => self.welcome(stream, client, &stop),
                 // The client is gone before we took it.
-                Err(error) if is_of_client(&error) => tracing::debug!("accepting TCP clients: {error}"),
+                Err(error) if is_of_client(&error) => tracing::debug!("accepting clients: {error}"),
                 // Out of descriptors, most likely: those who are here must leave first.
                 Err(error) => {
                     if complained.is_none_or(|at: Instant| at.elapsed() >= COMPLAIN_PAUSE) {
                         complained = Some(Instant::now());
                         tracing::warn!(
-                            "no TCP client can be accepted: {error}; the idlest connections are closed, questions over UDP                              are answered; allow more open files (LimitNOFILE= of the unit), or lower                              clients.max-connections"
+                            "no TCP client can be accepted: {error}; the idlest connections are closed, questions over UDP \
+                             are answered; allow more open files (LimitNOFILE= of the unit), or lower \
+                             clients.max-connections"
                         );
                     }
                     self.open.evict_idlest();
@@ -98,7 +148,7 @@ impl Streams {
         }
         match listener.into_std() {
             Ok(listener) => self.take_in_the_last(&listener, &stop),
-            Err(error) => tracing::debug!("accepting TCP clients: {error}"),
+            Err(error) => tracing::debug!("accepting clients: {error}"),
         }
     }
 
@@ -108,7 +158,7 @@ impl Streams {
             let Ok((stream, client)) = listener.accept() else { return };
             match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
                 Ok(stream) => self.welcome(stream, client, stop),
-                Err(error) => tracing::debug!("accepting TCP clients: {error}"),
+                Err(error) => tracing::debug!("accepting clients: {error}"),
             }
         }
     }
@@ -121,21 +171,38 @@ impl Streams {
     }
 
     /// Serves one connection to its end.
-    async fn serve<S>(self, stream: S, client: SocketAddr, seat: Seat, stop: CancellationToken)
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    async fn serve(self, stream: TcpStream, client: SocketAddr, seat: Seat, stop: CancellationToken) {
         self.front.meter.connections.inc();
         let evict = seat.evict.clone();
         tokio::select! {
-            result = self.converse(stream, client, &seat, &stop) => {
+            result = self.enter(stream, client, &seat, &stop) => {
                 if let Err(error) = result {
-                    tracing::debug!("a TCP client: {error}");
+                    tracing::debug!("a client over {}: {error}", self.door.transport().name());
                 }
             }
             () = evict.cancelled() => self.front.meter.dropped(Dropped::Evicted),
         }
         self.front.meter.connections.dec();
+    }
+
+    async fn enter(
+        &self,
+        stream: TcpStream,
+        client: SocketAddr,
+        seat: &Seat,
+        stop: &CancellationToken,
+    ) -> io::Result<()> {
+        match &self.door {
+            Door::Tcp => self.converse(stream, client, seat, stop).await,
+            Door::Dot(acceptor) => {
+                let stream = shake_hands(acceptor, stream).await?;
+                Box::pin(self.converse(stream, client, seat, stop)).await
+            }
+            Door::Doh(acceptor) => {
+                let stream = shake_hands(acceptor, stream).await?;
+                Box::pin(doh::converse(&self.front, stream, client.ip(), seat, stop)).await
+            }
+        }
     }
 
     async fn converse<S>(
@@ -203,15 +270,24 @@ impl Streams {
     }
 }
 
+/// Does the server's half of a handshake, within bounds. It lies on the heap: a connection is far smaller without it.
+async fn shake_hands(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    timeout(HANDSHAKE_TIME_MAX, Box::pin(acceptor.accept(stream))).await?
+}
+
 /// Returns whether accepting failed for what the client did.
-fn is_of_client(error: &io::Error) -> bool {
+pub(super) fn is_of_client(error: &io::Error) -> bool {
     let kind = error.kind();
     matches!(kind, io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
 }
 
 /// Writes all octets; most often they go at once and no timer is needed.
 async fn write<S: AsyncWrite + Unpin>(stream: &mut S, octets: &[u8]) -> io::Result<()> {
-    let mut all = pin!(stream.write_all(octets));
+    let mut all = pin!(async {
+        stream.write_all(octets).await?;
+        // TLS may keep what the socket did not take.
+        stream.flush().await
+    });
     match poll_immediate(&mut all).await {
         Some(written) => written,
         None => timeout(WRITE_TIMEOUT, all).await?,
@@ -240,11 +316,12 @@ impl Talk<'_> {
     /// Answers every whole frame of the input, as far as there is room.
     fn answer_frames(&mut self, input: &mut Frames) {
         let mut moment = None;
+        let transport = self.streams.door.transport();
         while self.has_room() && self.out.len() < WRITE_BYTES_SOFT {
             let Some(frame) = input.next() else { break };
             let moment = moment.get_or_insert_with(|| self.streams.front.moment());
             let mut reply = std::mem::take(&mut self.reply);
-            match moment.quick(frame, Transport::Tcp, self.client, &mut reply) {
+            match moment.quick(frame, transport, self.client, &mut reply) {
                 Tried::Answered => self.frame(&reply),
                 Tried::Drop => {}
                 Tried::Miss => self.wait_for(frame.to_vec(), moment.began()),
@@ -269,10 +346,11 @@ impl Talk<'_> {
     fn wait_for(&mut self, frame: Vec<u8>, began: Stopwatch) {
         self.waiting += 1;
         let (front, client, sender) = (self.streams.front.clone(), self.client, self.sender.clone());
+        let transport = self.streams.door.transport();
         tokio::spawn(async move {
             let mut reply = Vec::new();
-            front.slow(&frame, Transport::Tcp, client, &mut reply).await;
-            front.meter.answered(Transport::Tcp, Way::Miss, began.elapsed(), 1);
+            front.slow(&frame, transport, client, &mut reply).await;
+            front.meter.answered(transport, Way::Miss, began.elapsed(), 1);
             // The channel holds as many as may wait, so this never blocks; without a receiver the client is gone.
             let _ = sender.send(reply).await;
         });
@@ -329,116 +407,6 @@ impl Frames {
     }
 }
 
-/// The connections open now, within their bounds.
-#[derive(Debug)]
-pub struct Open {
-    max: usize,
-    max_per_client: usize,
-    seats: Mutex<Seats>,
-}
-
-#[derive(Debug, Default)]
-struct Seats {
-    next: u64,
-    taken: HashMap<u64, Taken>,
-    by_client: HashMap<Prefix, usize>,
-}
-
-#[derive(Debug)]
-struct Taken {
-    client: Prefix,
-    /// When it was last answered, in milliseconds.
-    active: Arc<AtomicU64>,
-    evict: CancellationToken,
-}
-
-/// One connection's place; leaving frees it.
-#[derive(Debug)]
-struct Seat {
-    number: u64,
-    open: Arc<Open>,
-    active: Arc<AtomicU64>,
-    evict: CancellationToken,
-}
-
-impl Open {
-    /// Makes room for `max` connections, `max_per_client` of one client prefix; both at least one.
-    pub fn new(max: usize, max_per_client: usize) -> Self {
-        Self { max: max.max(1), max_per_client: max_per_client.max(1), seats: Mutex::default() }
-    }
-
-    /// Returns how many connections are open.
-    pub fn len(&self) -> usize {
-        self.seats.lock().taken.len()
-    }
-
-    /// Returns whether no connection is open.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Tells the connection that was answered longest ago to leave, if there is one.
-    fn evict_idlest(&self) {
-        self.seats.lock().evict_idlest(|_| true);
-    }
-
-    /// Seats a new connection; the idlest one leaves if there are too many.
-    fn enter(self: &Arc<Self>, client: IpAddr, now: Timestamp) -> Seat {
-        let client = client_prefix(client);
-        let mut seats = self.seats.lock();
-        if seats.by_client.get(&client).is_some_and(|&count| count >= self.max_per_client) {
-            seats.evict_idlest(|taken| taken.client == client);
-        } else if seats.taken.len() >= self.max {
-            seats.evict_idlest(|_| true);
-        }
-        let number = seats.next;
-        seats.next += 1;
-        let active = Arc::new(AtomicU64::new(now.as_millis()));
-        let evict = CancellationToken::new();
-        *seats.by_client.entry(client).or_default() += 1;
-        seats.taken.insert(number, Taken { client, active: Arc::clone(&active), evict: evict.clone() });
-        Seat { number, open: Arc::clone(self), active, evict }
-    }
-}
-
-impl Seats {
-    /// Tells the connection that was answered longest ago to leave; its place is free at once.
-    fn evict_idlest(&mut self, may_go: impl Fn(&Taken) -> bool) {
-        let idlest = self
-            .taken
-            .iter()
-            .filter(|(_, taken)| may_go(taken))
-            .min_by_key(|(number, taken)| (taken.active.load(Ordering::Relaxed), **number))
-            .map(|(number, _)| *number);
-        if let Some(number) = idlest {
-            self.leave(number);
-        }
-    }
-
-    fn leave(&mut self, number: u64) {
-        let Some(taken) = self.taken.remove(&number) else { return };
-        taken.evict.cancel();
-        if let Some(count) = self.by_client.get_mut(&taken.client) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_client.remove(&taken.client);
-            }
-        }
-    }
-}
-
-impl Seat {
-    fn touch(&self, now: Timestamp) {
-        self.active.store(now.as_millis(), Ordering::Relaxed);
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.open.seats.lock().leave(self.number);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -458,32 +426,5 @@ mod tests {
             }
             assert_eq!(found, [b"abc".to_vec(), b"".to_vec(), b"de".to_vec()], "cut at {cut}");
         }
-    }
-
-    #[test]
-    fn the_idlest_connection_leaves_for_a_new_one() {
-        let open = Arc::new(Open::new(3, 2));
-        let at = Timestamp::from_secs;
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let first = open.enter(ip("192.0.2.1"), at(1));
-        let second = open.enter(ip("192.0.2.2"), at(2));
-        first.touch(at(3));
-        let third = open.enter(ip("192.0.2.3"), at(4));
-        assert!(second.evict.is_cancelled(), "one prefix has two at most, the idlest of them goes");
-        assert!(!first.evict.is_cancelled());
-        let _other = open.enter(ip("198.51.100.1"), at(5));
-        let _more = open.enter(ip("203.0.113.1"), at(6));
-        assert!(first.evict.is_cancelled(), "three in all, the idlest goes");
-        assert!(!third.evict.is_cancelled());
-        assert_eq!(open.len(), 3);
-    }
-
-    #[test]
-    fn a_connection_that_ends_frees_its_place() {
-        let open = Arc::new(Open::new(1, 1));
-        let seat = open.enter("192.0.2.1".parse().unwrap(), Timestamp::from_secs(1));
-        drop(seat);
-        assert!(open.is_empty());
-        assert!(open.seats.lock().by_client.is_empty());
     }
 }

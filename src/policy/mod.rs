@@ -1,5 +1,7 @@
 //! Answers that are ours to give, without asking anybody.
 
+mod designated;
 mod special;
 
-pub use special::Special;
+pub use designated::{Designated, Way};
+pub use special::{Options, Special};

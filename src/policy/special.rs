@@ -5,12 +5,19 @@
 //! locally served zone would: `localhost` with the loopback addresses, the reverse names of these with `localhost`,
 //! the apex of the other zones with NODATA, everything else with NXDOMAIN, each with an SOA so that clients cache it.
 //!
+//! `_dns.resolver.arpa` tells of our encrypted listeners, where there are any ([`Designated`]). Names that software asks to
+//! learn whether it may go around the network's resolver are denied if the operator says so ([`Options`]).
+//!
 //! A forwarding route at or below such a zone is the switch: whoever routes `10.in-addr.arpa` or `corp.home.arpa` to
 //! a server of theirs wants it asked.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
+use super::designated::{self, Designated};
 use crate::name::Name;
 use crate::wire::{Question, rcode, rtype};
 
@@ -46,6 +53,21 @@ const EMPTY: [&str; 20] = [
     "_dns.resolver.arpa",
 ];
 
+/// Browsers that find no such name stay with the resolver of the network (Mozilla's "canary domain").
+const KEEP_BROWSERS: [&str; 1] = ["use-application-dns.net"];
+
+/// Apple's clients that find no such names do not relay (Apple, "Prepare your network for iCloud Private Relay").
+const PRIVATE_RELAY: [&str; 2] = ["mask.icloud.com", "mask-h2.icloud.com"];
+
+/// Names that are denied only if asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Whether browsers are told to stay with us.
+    pub keep_browsers: bool,
+    /// Whether iCloud Private Relay is told to stay away.
+    pub block_private_relay: bool,
+}
+
 const LOOPBACK_4: &str = "1.0.0.127.in-addr.arpa";
 const LOOPBACK_6: &str = "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.ip6.arpa";
 
@@ -67,6 +89,8 @@ pub struct Special {
     zones: HashMap<Box<[u8]>, Zone, foldhash::fast::RandomState>,
     routes: Vec<Name>,
     loopback: [Option<Name>; 2],
+    /// Our encrypted listeners; another certificate changes what is told.
+    designated: Option<Arc<ArcSwap<Designated>>>,
 }
 
 impl Special {
@@ -85,11 +109,47 @@ impl Special {
         // RFC 1918's 172.16.0.0/12 and RFC 6598's 100.64.0.0/10 are many zones each.
         (16..32).for_each(|octet| add(&format!("{octet}.172.in-addr.arpa"), Zone::Empty));
         (64..128).for_each(|octet| add(&format!("{octet}.100.in-addr.arpa"), Zone::Empty));
-        Self { zones, routes, loopback: [LOOPBACK_4, LOOPBACK_6].map(|text| Name::parse(text).ok()) }
+        Self { zones, routes, loopback: [LOOPBACK_4, LOOPBACK_6].map(|text| Name::parse(text).ok()), designated: None }
+    }
+
+    /// Denies the names that the options say.
+    #[must_use]
+    pub fn denying(mut self, options: Options) -> Self {
+        let Options { keep_browsers, block_private_relay } = options;
+        let browsers = KEEP_BROWSERS.iter().filter(|_| keep_browsers);
+        let relay = PRIVATE_RELAY.iter().filter(|_| block_private_relay);
+        for name in browsers.chain(relay).filter_map(|text| Name::parse(text).ok()) {
+            self.zones.insert(name.as_wire().into(), Zone::Nothing);
+        }
+        self
+    }
+
+    /// Tells of encrypted listeners what stands there at the time of the question.
+    #[must_use]
+    pub fn telling(self, designated: Arc<ArcSwap<Designated>>) -> Self {
+        Self { designated: Some(designated), ..self }
+    }
+
+    /// Answers SVCB questions for our encrypted listeners.
+    fn discovery(&self, question: &Question) -> Option<Vec<u8>> {
+        if question.qtype != rtype::SVCB {
+            return None;
+        }
+        let designated = self.designated.as_ref()?.load();
+        let records = designated.of(&question.name)?;
+        let mut reply = Reply::new(question, 0);
+        for rdata in records {
+            reply.octets[7] += 1;
+            reply.record([0xc0, 12], rtype::SVCB, designated::TTL_SECS, rdata);
+        }
+        Some(reply.octets)
     }
 
     /// Returns the answer as a message in wire form, or `None` if the name is not ours to answer.
     pub fn answer(&self, question: &Question) -> Option<Vec<u8>> {
+        if let Some(reply) = self.discovery(question) {
+            return Some(reply);
+        }
         let (apex, zone) = self.zone_of(&question.name)?;
         let is_apex = apex.len() == question.name.as_wire().len();
         let mut reply = Reply::new(question, apex.len());
@@ -147,21 +207,21 @@ impl Reply {
     /// Answers with one record of the name asked.
     fn add(&mut self, rtype: u16, rdata: &[u8]) {
         self.octets[7] = 1;
-        self.record([0xc0, 12], rtype, rdata);
+        self.record([0xc0, 12], rtype, TTL_SECS, rdata);
     }
 
     /// Answers with no record and the SOA of the zone (RFC 2308 §2).
     fn deny(&mut self, rcode: u16, apex: &[u8]) {
         self.octets[3] |= rcode as u8;
         self.octets[9] = 1;
-        self.record(self.apex_pointer, rtype::SOA, &soa(apex));
+        self.record(self.apex_pointer, rtype::SOA, TTL_SECS, &soa(apex));
     }
 
-    fn record(&mut self, owner: [u8; 2], rtype: u16, rdata: &[u8]) {
+    fn record(&mut self, owner: [u8; 2], rtype: u16, ttl_secs: u32, rdata: &[u8]) {
         self.octets.extend_from_slice(&owner);
         self.octets.extend_from_slice(&rtype.to_be_bytes());
         self.octets.extend_from_slice(&1u16.to_be_bytes());
-        self.octets.extend_from_slice(&TTL_SECS.to_be_bytes());
+        self.octets.extend_from_slice(&ttl_secs.to_be_bytes());
         self.octets.extend_from_slice(&(rdata.len() as u16).to_be_bytes());
         self.octets.extend_from_slice(rdata);
     }
@@ -257,5 +317,51 @@ mod tests {
         assert!(ask(&special, "a.lab.test", rtype::A).is_none());
         assert!(ask(&special, "b.test", rtype::A).is_some(), "another name of the zone stays ours");
         assert!(ask(&special, "home.arpa", rtype::A).is_some(), "a route above the zone is no wish for it");
+    }
+
+    #[test]
+    fn encrypted_listeners_are_told_of_and_another_certificate_changes_it() {
+        use super::super::Way;
+        let names = |texts: &[&str]| texts.iter().map(|text| Name::parse(text).unwrap()).collect::<Vec<_>>();
+        let addresses = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let ways = [
+            Way { alpn: "h2", port: 443, path: Some("/dns-query{?dns}"), addresses: addresses.clone() },
+            Way { alpn: "dot", port: 853, path: None, addresses },
+        ];
+        let told = Arc::new(ArcSwap::from_pointee(Designated::default()));
+        let special = Special::new(Vec::new()).telling(Arc::clone(&told));
+        let at = |name: &str, qtype: u16| ask(&special, name, qtype);
+        assert!(at("_dns.resolver.arpa", rtype::SVCB).unwrap().answers.is_empty(), "nothing to tell");
+        told.store(Arc::new(Designated::new(&names(&["dns.example.net", "other.example"]), &ways)));
+        for name in ["_dns.resolver.arpa", "_DNS.dns.example.net", "_dns.other.example"] {
+            let reply = at(name, rtype::SVCB).unwrap();
+            let shown: Vec<String> = reply.answers.iter().map(|record| record.data.to_string()).collect();
+            assert_eq!(shown.len(), 2, "{name}");
+            assert!(shown[0].starts_with("1 dns.example.net. alpn=h2"), "{}", shown[0]);
+            assert!(shown[0].contains("port=443") && shown[0].contains("192.0.2.1"), "{}", shown[0]);
+            assert!(shown[1].starts_with("2 dns.example.net. alpn=dot"), "{}", shown[1]);
+        }
+        assert!(at("_dns.resolver.arpa", rtype::A).unwrap().answers.is_empty());
+        assert!(at("_dns.dns.example.net", rtype::A).is_none(), "other types are not ours to answer");
+        assert!(at("_dns.third.example", rtype::SVCB).is_none());
+        told.store(Arc::new(Designated::new(&[], &ways)));
+        assert!(at("_dns.resolver.arpa", rtype::SVCB).unwrap().answers.is_empty(), "no name that could be checked");
+    }
+
+    #[test]
+    fn names_that_lead_around_us_are_denied_only_if_asked_for() {
+        let browsers = "use-application-dns.net";
+        let relay = ["mask.icloud.com", "mask-h2.icloud.com"];
+        let plain = Special::new(Vec::new());
+        assert!(ask(&plain, browsers, rtype::A).is_none() && ask(&plain, relay[0], rtype::A).is_none());
+        let options = Options { keep_browsers: true, block_private_relay: false };
+        let keeping = Special::new(Vec::new()).denying(options);
+        assert_eq!(ask(&keeping, browsers, rtype::A).unwrap().metadata.response_code, ResponseCode::NXDomain);
+        assert!(ask(&keeping, relay[0], rtype::A).is_none());
+        let blocking = Special::new(Vec::new()).denying(Options { keep_browsers: false, block_private_relay: true });
+        for name in relay {
+            assert_eq!(ask(&blocking, name, rtype::AAAA).unwrap().metadata.response_code, ResponseCode::NXDomain);
+        }
+        assert!(ask(&blocking, browsers, rtype::A).is_none() && ask(&blocking, "www.icloud.com", rtype::A).is_none());
     }
 }

@@ -43,7 +43,7 @@ pub enum Fit {
 pub fn limit(view: &View<'_>, transport: Transport) -> usize {
     match transport {
         Transport::Udp => view.edns().map_or(512, |edns| usize::from(edns.udp_size.clamp(512, UDP_SIZE))),
-        Transport::Tcp => MESSAGE_LEN_MAX,
+        _ => MESSAGE_LEN_MAX,
     }
 }
 

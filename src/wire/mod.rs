@@ -24,6 +24,7 @@ mod opt;
 mod properties;
 mod rdata;
 mod rebuild;
+mod reply;
 #[cfg(test)]
 mod testing;
 mod view;
@@ -35,6 +36,7 @@ pub use finish::{Fit, Given, finish, limit};
 pub use kept::{Kept, Parts, Shape};
 pub use names::NameFault;
 pub use opt::{EDES_MAX, Ede, Edns, TAG_TEXT_LEN_MAX, TagOption, TagText, UDP_SIZE};
+pub use reply::{max_age_secs, pad};
 pub use view::{Refusal, Seen, Transport, View, see};
 pub use walk::{WalkError, Walked, walk};
 

@@ -33,13 +33,40 @@ const ANY_TTL_SECS: u32 = 3600;
 /// HINFO RDATA of RFC 8482 §4.2: CPU "RFC8482", OS empty.
 const ANY_HINFO: &[u8] = b"\x07RFC8482\0";
 
-/// What rules hang on the way a packet came: size limits, and ANY.
+/// How a packet came; rules hang on it: size limits, ANY, padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// Datagrams: the source may be forged, the size is limited.
     Udp,
-    /// Any transport with a connection: TCP, TLS, HTTPS, QUIC.
+    /// Frames over TCP (RFC 7766).
     Tcp,
+    /// Frames over TLS (RFC 7858).
+    Dot,
+    /// Requests over HTTPS (RFC 8484).
+    Doh,
+    /// Streams of QUIC (RFC 9250).
+    Doq,
+}
+
+impl Transport {
+    /// Every transport, in the order of their numbers (`as usize`).
+    pub const ALL: [Self; 5] = [Self::Udp, Self::Tcp, Self::Dot, Self::Doh, Self::Doq];
+
+    /// Returns the word for it in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Dot => "dot",
+            Self::Doh => "doh",
+            Self::Doq => "doq",
+        }
+    }
+
+    /// Returns whether nobody on the way can read it, so that lengths are all there is to see.
+    pub fn is_encrypted(self) -> bool {
+        matches!(self, Self::Dot | Self::Doh | Self::Doq)
+    }
 }
 
 /// What a packet turns out to be.

@@ -47,6 +47,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
                 "web",
                 "listen",
                 "pipeline",
+                "policy",
             ]),
         ),
         ("daemon", BTreeSet::from(["*"])),

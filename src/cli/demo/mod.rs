@@ -134,10 +134,7 @@ impl Show<'_> {
     }
 
     fn row(&self, transport: Transport, name: &str, rtype: RecordType, reply: &Reply) -> Result<(), Failure> {
-        let via = match transport {
-            Transport::Udp => "udp",
-            Transport::Tcp => "tcp",
-        };
+        let via = transport.name();
         let mut answer = match reply.addresses.split_first() {
             None => reply.rcode.clone(),
             Some((first, [])) => first.to_string(),
