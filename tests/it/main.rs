@@ -18,6 +18,7 @@ mod kill_loop;
 mod lab;
 mod layers;
 mod learning;
+mod listeners;
 mod load;
 mod manager;
 mod memory;
