@@ -118,6 +118,9 @@ struct DemoArgs {
     /// Address of the web listener
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8053")]
     web: SocketAddr,
+    /// Answer over TLS, HTTPS and QUIC, too, with a throw-away certificate, on free ports beside the DNS server
+    #[arg(long)]
+    tls: bool,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use hickory_proto::rr::RecordType;
 
@@ -15,11 +16,13 @@ use crate::config::{Config, Env};
 use crate::daemon::{Daemon, StartError};
 use crate::forward::{Protocol, Strategy, Upstream};
 use crate::listen::hickory::Zones;
-use crate::listen::{self, Address};
+use crate::listen::{self, Address, Kind, doh};
 use crate::name::Name;
 use crate::prefix::Family;
 use crate::wire::Transport;
+use certificate::{Certificate, NAME};
 
+mod certificate;
 mod zone;
 
 /// Where the demo's addresses come from; treated as public for the demo alone.
@@ -39,7 +42,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
         let loopback = Address { addr: SocketAddr::from(([127, 0, 0, 1], 0)), is_default: false };
         let alone = listen::Options { dns: vec![loopback], threads: 1, ..listen::Options::default() };
         let bound = listen::bind(&alone).map_err(Failure::failed)?.remove(0);
-        let config = around(config, args, bound.addr)?;
+        let certificate = args.tls.then(Certificate::make).transpose()?;
+        let config = around(config, args, bound.addr, certificate.as_ref())?;
         let tag_code = config.tag.edns_option;
         let daemon = Daemon::start(config, None).await.map_err(in_terms_of_flags)?;
         let names = listed(&daemon.catalogue());
@@ -47,7 +51,8 @@ pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
         zones.add(".", &zone::master_file(&names)).map_err(Failure::failed)?;
         let (udp, tcp) = bound.into_pair().map_err(Failure::failed)?;
         let upstream = zones.serve(udp, tcp);
-        let show = Show { daemon: &daemon, server: daemon.dns()[0], tag_code };
+        let authority = certificate.as_ref().map(Certificate::path);
+        let show = Show { daemon: &daemon, server: daemon.dns()[0], tag_code, authority: authority.as_deref() };
         show.run(&names).await?;
         if !args.once {
             let signals = serve::Signals::new()?;
@@ -68,9 +73,18 @@ fn in_terms_of_flags(error: StartError) -> Failure {
 }
 
 /// The configuration of the demo: the defaults, but for where it listens and whom it asks.
-fn around(mut config: Config, args: &DemoArgs, upstream: SocketAddr) -> Result<Config, Failure> {
+fn around(
+    mut config: Config,
+    args: &DemoArgs,
+    upstream: SocketAddr,
+    certificate: Option<&Certificate>,
+) -> Result<Config, Failure> {
     config.listen.dns = vec![Address { addr: args.dns, is_default: false }];
     config.web.listen = Some(args.web);
+    let free = SocketAddr::new(args.dns.ip(), 0);
+    let secure = Vec::from_iter(certificate.map(|_| free));
+    config.listen.tls = certificate.map(Certificate::files);
+    (config.listen.dot, config.listen.doh, config.listen.doq) = (secure.clone(), secure.clone(), secure);
     config.forward.upstreams = vec![Upstream { protocol: Protocol::Udp, addr: upstream, tls_name: None }];
     config.forward.strategy = Strategy::Ordered;
     config.forward.routes.clear();
@@ -103,6 +117,8 @@ struct Show<'a> {
     daemon: &'a Daemon,
     server: SocketAddr,
     tag_code: u16,
+    /// The file of the throw-away certificate.
+    authority: Option<&'a Path>,
 }
 
 impl Show<'_> {
@@ -227,7 +243,32 @@ impl Show<'_> {
                 say(format_args!("    curl 'http://{web}/{path}'"))?;
             }
         }
-        Ok(())
+        self.by_hand_encrypted()
+    }
+
+    /// What shows the encrypted listeners.
+    fn by_hand_encrypted(&self) -> Result<(), Failure> {
+        let Some(authority) = self.authority else { return Ok(()) };
+        let authority = authority.display();
+        say(format_args!("\n  Encrypted, with a certificate for {NAME} that ends with the demo ({authority}):"))?;
+        for (kind, addr) in self.daemon.secure() {
+            let (ip, port) = (addr.ip(), addr.port());
+            let kdig = format!("kdig @{ip} -p {port} +tls-ca={authority} +tls-hostname={NAME}");
+            match kind {
+                Kind::Dot => say(format_args!("    {kdig} +tls zoom.us"))?,
+                Kind::Doq => say(format_args!("    {kdig} +quic zoom.us"))?,
+                Kind::Doh => {
+                    let path = doh::PATH;
+                    say(format_args!("    {kdig} +https={path} zoom.us"))?;
+                    say(format_args!(
+                        "    curl --cacert {authority} --resolve {NAME}:{port}:{ip} -sS -o /dev/null -D - \\\n      \
+                         'https://{NAME}:{port}{path}?dns=AAABAAABAAAAAAAABHpvb20CdXMAAAEAAQ'"
+                    ))?;
+                }
+            }
+        }
+        let (ip, port) = (self.server.ip(), self.server.port());
+        say(format_args!("    dig @{ip} -p {port} _dns.resolver.arpa SVCB    # how clients find these (RFC 9462)"))
     }
 }
 
