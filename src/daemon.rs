@@ -300,7 +300,7 @@ impl Daemon {
             warmed: latest::Sender::new(wanted),
             catalogue: Arc::new(ArcSwap::new(catalogue)),
             tokens: Arc::new(ArcSwap::from_pointee(tokens)),
-            access: Arc::new(Access::new(config.listen.allow.clone())),
+            access: Arc::new(Access::new(config.listen.clients.clone())),
             clock,
             meter,
             dns: bound.iter().map(|sockets| sockets.addr).collect(),
@@ -450,7 +450,7 @@ impl Daemon {
         // From here on nothing fails.
         tell_warnings(&read.warnings);
         let generation = loaded.generation + 1;
-        self.access.replace(config.listen.allow.clone());
+        self.access.replace(config.listen.clients.clone());
         self.certified.put(pair, config.listen.tls.as_ref());
         // The learner first: what is matched by the old catalogue meanwhile, it matches again.
         let listening = self.dns.iter().copied().chain(self.secure().iter().map(|place| place.1));

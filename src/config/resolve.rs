@@ -13,7 +13,7 @@ use super::units::print_duration;
 use super::{Config, LogOptions, Places, table, upstream};
 use crate::export::nftables::{self, Mode, SetNames, SetsError, TableFamily};
 use crate::forward::{Route, Upstream};
-use crate::listen::Kind;
+use crate::listen::{Kind, access, rate};
 use crate::pipeline::TagOptions;
 use crate::prefix::Prefix;
 use crate::source::{Located, Location, Problem};
@@ -95,7 +95,7 @@ fn sockets(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> (listen
         threads: entries.read(&table::LISTEN_THREADS, faults).unwrap_or(default.listen.threads),
         backend: default.listen.backend,
         waiting_max: default.listen.waiting_max,
-        allow: entries.read(&table::CLIENTS_ALLOW, faults).unwrap_or(default.listen.allow),
+        clients: clients(entries, default.listen.clients, faults),
         max_connections: entries
             .read(&table::CLIENTS_MAX_CONNECTIONS, faults)
             .unwrap_or(default.listen.max_connections),
@@ -134,6 +134,25 @@ fn tls(
     match files.map(|file| file.map(|at| start_at(folder, at.value))) {
         [Some(certificate), Some(key)] => Some(listen::tls::Files { certificate, key }),
         _ => None,
+    }
+}
+
+/// `[clients]` but what it says of connections.
+fn clients(entries: &Entries<'_>, default: access::Options, faults: &mut Faults) -> access::Options {
+    access::Options {
+        allow: entries.read(&table::CLIENTS_ALLOW, faults).unwrap_or(default.allow),
+        deny: entries.read(&table::CLIENTS_DENY, faults).unwrap_or(default.deny),
+        refuse: entries.read(&table::CLIENTS_REFUSE, faults).unwrap_or(default.refuse),
+        rate: rate::Options {
+            per_second: entries.read(&table::CLIENTS_RATE_LIMIT, faults).unwrap_or(default.rate.per_second),
+            errors_per_second: entries
+                .read(&table::CLIENTS_ERROR_RATE_LIMIT, faults)
+                .unwrap_or(default.rate.errors_per_second),
+            slip: entries.read(&table::CLIENTS_RATE_SLIP, faults).unwrap_or(default.rate.slip),
+            len4: entries.read(&table::CLIENTS_RATE_PREFIX4, faults).unwrap_or(default.rate.len4),
+            len6: entries.read(&table::CLIENTS_RATE_PREFIX6, faults).unwrap_or(default.rate.len6),
+            exempt: entries.read(&table::CLIENTS_RATE_EXEMPT, faults).unwrap_or(default.rate.exempt),
+        },
     }
 }
 

@@ -13,6 +13,7 @@ use super::{LogFormat, LogLevel};
 use crate::catalogue::AppId;
 use crate::export::format::Dialect;
 use crate::forward::{Strategy, TrustAd, Upstream};
+use crate::listen::access::Refuse;
 use crate::name::Name;
 use crate::prefix::Prefix;
 use crate::source::Located;
@@ -86,6 +87,8 @@ tables! {
 const U32_MAX: u64 = u32::MAX as u64;
 /// Most entries that a cap may allow: 16 million sightings take some 3 GB.
 const CAP_MAX: u64 = 1 << 24;
+/// Most questions a second that a limit may allow.
+const RATE_MAX: u64 = 1_000_000;
 /// Longest span for which an address may be kept beyond what a client was told.
 const SPAN_MAX: Duration = Duration::from_secs(30 * 86_400);
 
@@ -118,8 +121,25 @@ keys! {
     "::1/128", "fc00::/7", "fe80::/10",
 ]"#),
         |item, faults| item.some_prefixes(faults);
-    /// Questions a second from one client prefix (/24, /56); 0 for no limit.
-    CLIENTS_RATE_LIMIT: u32 = "clients.rate-limit", Later, Default("0"), |item, faults| item.number(0..=U32_MAX, faults);
+    /// Client prefixes that are not answered although clients.allow holds them.
+    CLIENTS_DENY: Vec<Prefix> = "clients.deny", Built, Default("[]"), |item, faults| item.prefixes(faults);
+    /// What those get who may not ask: "answer" them REFUSED, or "drop" what they send.
+    CLIENTS_REFUSE: Refuse = "clients.refuse", Built, Default(r#""answer""#),
+        |item, faults| item.word(&[("answer", Refuse::Answer), ("drop", Refuse::Drop)], faults);
+    /// Questions a second over UDP from one client prefix; 0 for no limit.
+    CLIENTS_RATE_LIMIT: u32 = "clients.rate-limit", Built, Default("0"), |item, faults| item.number(0..=RATE_MAX, faults);
+    /// Replies a second over UDP to one client prefix that are errors, such as NXDOMAIN; 0 for no limit.
+    CLIENTS_ERROR_RATE_LIMIT: u32 = "clients.error-rate-limit", Built, Default("0"),
+        |item, faults| item.number(0..=RATE_MAX, faults);
+    /// Every how-many-th question beyond a limit gets a truncated reply, so that real clients come by TCP; 0 for none.
+    CLIENTS_RATE_SLIP: u32 = "clients.rate-slip", Built, Default("2"), |item, faults| item.number(0..=1000, faults);
+    /// Length of the IPv4 prefixes that are limited.
+    CLIENTS_RATE_PREFIX4: u8 = "clients.rate-prefix4", Built, Default("24"), |item, faults| item.number(8..=32, faults);
+    /// Length of the IPv6 prefixes that are limited.
+    CLIENTS_RATE_PREFIX6: u8 = "clients.rate-prefix6", Built, Default("56"), |item, faults| item.number(16..=64, faults);
+    /// Client prefixes without a rate limit.
+    CLIENTS_RATE_EXEMPT: Vec<Prefix> = "clients.rate-exempt", Built, Default(r#"["127.0.0.0/8", "::1/128"]"#),
+        |item, faults| item.prefixes(faults);
     /// Most connections at once, over TCP, TLS, HTTPS and QUIC together; one more closes the idlest.
     CLIENTS_MAX_CONNECTIONS: usize = "clients.max-connections", Built, Default("1000"),
         |item, faults| item.number(1..=1_000_000, faults);

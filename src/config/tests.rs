@@ -100,7 +100,7 @@ fn every_line_of_the_table_explains_in_one_line() {
 
 #[test]
 fn access_prefixes_by_default_are_all_prefixes() {
-    let allow = listen::Options::default().allow;
+    let allow = listen::Options::default().clients.allow;
     assert_eq!(allow.len(), listen::access::ALLOWED_BY_DEFAULT.len());
 }
 
@@ -113,6 +113,14 @@ fn every_built_key_reaches_its_option() {
         web = "192.0.2.1:80"
         [clients]
         allow = ["192.0.2.0/24"]
+        deny = ["192.0.2.9/32"]
+        refuse = "drop"
+        rate-limit = 21
+        error-rate-limit = 22
+        rate-slip = 3
+        rate-prefix4 = 32
+        rate-prefix6 = 64
+        rate-exempt = ["192.0.2.1/32"]
         max-connections = 7
         per-client = 3
         [forward]
@@ -178,7 +186,22 @@ fn every_built_key_reaches_its_option() {
     );
     assert_eq!(config.web.listen, Some("192.0.2.1:80".parse().unwrap()));
     assert_eq!(config.web.allow, [host("10.0.0.0/8")]);
-    assert_eq!(config.listen.allow, [host("192.0.2.0/24")]);
+    assert_eq!(
+        config.listen.clients,
+        listen::access::Options {
+            allow: vec![host("192.0.2.0/24")],
+            deny: vec![host("192.0.2.9/32")],
+            refuse: listen::access::Refuse::Drop,
+            rate: listen::rate::Options {
+                per_second: 21,
+                errors_per_second: 22,
+                slip: 3,
+                len4: 32,
+                len6: 64,
+                exempt: vec![host("192.0.2.1/32")],
+            },
+        }
+    );
     assert_eq!((config.listen.max_connections, config.listen.max_connections_per_client), (7, 3));
     assert_eq!(config.forward.upstreams[0].addr, "9.9.9.9:53".parse().unwrap());
     assert_eq!(config.forward.upstreams[1].protocol, Protocol::Tcp);

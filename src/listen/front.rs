@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::access::Allowed;
+use super::access::Rules;
 use super::meter::{Dropped, Way};
+use super::rate::{Limiter, Verdict};
 use super::{Access, Meter};
 use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::pipeline::{Near, Pipeline, Tried};
@@ -26,10 +27,10 @@ pub struct Front {
 }
 
 impl Front {
-    /// Takes one look at clock and access list, for the packets of one read.
+    /// Takes one look at clock and access rules, for the packets of one read.
     pub fn moment(&self) -> Moment<'_> {
-        let (allowed, now) = (self.access.look(), self.clock.now());
-        Moment { front: self, near: None, allowed, now, began: Stopwatch::start(), answered: [0; Transport::ALL.len()] }
+        let (rules, now) = (self.access.look(), self.clock.now());
+        Moment { front: self, near: None, rules, now, began: Stopwatch::start(), answered: [0; Transport::ALL.len()] }
     }
 
     /// The same for a thread with a table of its own.
@@ -65,7 +66,7 @@ impl Front {
 pub struct Moment<'a> {
     front: &'a Front,
     near: Option<&'a mut Near>,
-    allowed: Allowed,
+    rules: Rules,
     now: Timestamp,
     /// When the packets had been read.
     began: Stopwatch,
@@ -112,38 +113,124 @@ impl Moment<'_> {
     }
 
     fn look(&mut self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
-        match wire::see(packet, transport) {
-            Seen::Silence => {
-                self.front.meter.dropped(Dropped::Nonsense);
-                Tried::Drop
+        let seen = wire::see(packet, transport);
+        let qtype = match &seen {
+            Seen::Silence => return self.drop_as(Dropped::Nonsense),
+            Seen::Refuse(refusal) => refusal.qtype().unwrap_or_default(),
+            Seen::Question(view) => view.qtype(),
+        };
+        // Refused ones are answered, so they count as asked: the sums of both agree.
+        self.front.meter.query(transport, qtype);
+        let may_ask = self.rules.may_ask(client);
+        if !may_ask && self.rules.is_silent() {
+            return self.drop_as(Dropped::Denied);
+        }
+        let limiter = match transport {
+            Transport::Udp => self.rules.limiter(client).map(Arc::clone),
+            // Its sender is who it says, and connections are limited on their own.
+            _ => None,
+        };
+        if let Some(limiter) = &limiter {
+            match limiter.question(client, self.now) {
+                Verdict::Pass => {}
+                beyond => return self.beyond(beyond, packet, out),
             }
-            Seen::Refuse(refusal) => {
-                // It is answered, so it counts as asked: the sums of both agree.
-                self.front.meter.query(transport, refusal.qtype().unwrap_or_default());
-                self.front.pipeline.refuse(&self.judged(refusal, client), out);
-                Tried::Answered
-            }
-            Seen::Question(view) => self.quick_question(&view, transport, client, out),
+        }
+        let tried = match seen {
+            Seen::Silence => Tried::Drop,
+            Seen::Refuse(refusal) => self.refuse(&judged(refusal, may_ask), out),
+            Seen::Question(view) if !may_ask => self.refuse(&denied(view.refuse(wire::rcode::REFUSED)), out),
+            Seen::Question(view) => self.answer(&view, transport, out),
+        };
+        match limiter {
+            Some(limiter) if tried == Tried::Answered && wire::is_error(out) => match limiter.error(client, self.now) {
+                Verdict::Pass => tried,
+                beyond => self.beyond(beyond, packet, out),
+            },
+            _ => tried,
         }
     }
 
-    fn quick_question(&mut self, view: &View<'_>, transport: Transport, client: IpAddr, out: &mut Vec<u8>) -> Tried {
-        self.front.meter.query(transport, view.qtype());
-        if !self.allowed.has(client) {
-            self.front.pipeline.refuse(&denied(view.refuse(wire::rcode::REFUSED)), out);
-            return Tried::Answered;
-        }
+    fn answer(&mut self, view: &View<'_>, transport: Transport, out: &mut Vec<u8>) -> Tried {
         match &mut self.near {
             Some(near) => self.front.pipeline.try_answer_near(near, view, transport, self.now, out),
             None => self.front.pipeline.try_answer(view, transport, self.now, out),
         }
     }
 
-    /// Who may not ask is told only that, not even the minimal answer to ANY.
-    fn judged<'a>(&self, refusal: Refusal<'a>, client: IpAddr) -> Refusal<'a> {
-        let is_answer = refusal.rcode() == wire::rcode::NOERROR;
-        if is_answer && !self.allowed.has(client) { denied(refusal.into_refused()) } else { refusal }
+    fn refuse(&self, refusal: &Refusal<'_>, out: &mut Vec<u8>) -> Tried {
+        self.front.pipeline.refuse(refusal, out);
+        Tried::Answered
     }
+
+    fn drop_as(&self, why: Dropped) -> Tried {
+        self.front.meter.dropped(why);
+        Tried::Drop
+    }
+
+    /// Does with a datagram what becomes of those beyond a limit.
+    fn beyond(&self, verdict: Verdict, packet: &[u8], out: &mut Vec<u8>) -> Tried {
+        match self.front.beyond(verdict, packet, out) {
+            true => Tried::Answered,
+            false => Tried::Drop,
+        }
+    }
+
+    /// Returns what judges the reply to a datagram that was missed; `None` where nothing does.
+    pub(super) fn brake(&self, packet: &[u8], client: IpAddr) -> Option<Brake> {
+        let limiter = Arc::clone(self.rules.limiter(client)?);
+        Some(Brake { limiter, front: self.front.clone(), packet: packet.into(), client })
+    }
+}
+
+impl Front {
+    /// Writes the truncated reply that some datagrams beyond a limit get; returns false for those that get none.
+    fn beyond(&self, verdict: Verdict, packet: &[u8], out: &mut Vec<u8>) -> bool {
+        match wire::see(packet, Transport::Udp) {
+            Seen::Question(view) if verdict == Verdict::Slip => {
+                self.meter.slipped();
+                self.pipeline.refuse(&view.refuse(wire::rcode::NOERROR).truncated(), out);
+                true
+            }
+            _ => {
+                self.meter.dropped(Dropped::Limited);
+                false
+            }
+        }
+    }
+}
+
+/// Withholds a reply that comes late if it is an error too many.
+#[derive(Debug)]
+pub(super) struct Brake {
+    limiter: Arc<Limiter>,
+    front: Front,
+    packet: Box<[u8]>,
+    client: IpAddr,
+}
+
+impl Brake {
+    /// Has `send` called with the reply, with one in its place, or not at all.
+    pub(super) fn pass(&self, reply: &[u8], send: impl FnOnce(&[u8])) {
+        if !wire::is_error(reply) {
+            return send(reply);
+        }
+        match self.limiter.error(self.client, self.front.clock.now()) {
+            Verdict::Pass => send(reply),
+            beyond => {
+                let mut out = Vec::new();
+                if self.front.beyond(beyond, &self.packet, &mut out) {
+                    send(&out);
+                }
+            }
+        }
+    }
+}
+
+/// Who may not ask is told only that, not even the minimal answer to ANY.
+fn judged(refusal: Refusal<'_>, may_ask: bool) -> Refusal<'_> {
+    let is_answer = refusal.rcode() == wire::rcode::NOERROR;
+    if is_answer && !may_ask { denied(refusal.into_refused()) } else { refusal }
 }
 
 /// Pads what nobody on the way can read (RFC 8467 §4.1); over the others padding hides nothing.

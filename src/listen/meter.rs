@@ -32,13 +32,20 @@ pub enum Dropped {
     Overload,
     /// A connection had to go for a newer one.
     Evicted,
+    /// Who asks may not, and is to hear nothing.
+    Denied,
+    /// Its client asks more than it may.
+    Limited,
 }
 
 /// Reasons by column.
-const REASONS: [&str; 3] = ["nonsense", "overload", "evicted"];
+const REASONS: [&str; 5] = ["nonsense", "overload", "evicted", "denied", "limited"];
 
 /// Where the reasons' columns start: behind those of all transports.
 const DROPPED_AT: usize = Transport::ALL.len() * TYPES.len();
+
+/// Where the slipped are counted: behind the reasons.
+const SLIPPED_AT: usize = DROPPED_AT + REASONS.len();
 
 /// How an answer came to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +68,7 @@ pub struct Meter {
 impl Meter {
     /// Registers the counters.
     pub fn new(registry: &Registry) -> Self {
-        let tally = Tally::new(DROPPED_AT + REASONS.len());
+        let tally = Tally::new(SLIPPED_AT + 1);
         let queries = Transport::ALL.into_iter().flat_map(|transport| {
             let of = move |(column, &(_, name)): (usize, &(u16, &str))| {
                 (vec![transport.name().to_owned(), name.to_owned()], transport as usize * TYPES.len() + column)
@@ -78,11 +85,21 @@ impl Meter {
             (
                 "greenlane_listen_dropped_total",
                 "What got no answer: packets that ask nothing (nonsense), questions beyond the bound of those that \
-                 wait (overload), connections closed for newer ones (evicted).",
+                 wait (overload), connections closed for newer ones (evicted), clients that may not ask and are to hear \
+                 nothing (denied), what is beyond a rate limit (limited).",
             ),
             &["reason"],
             &tally,
             REASONS.iter().enumerate().map(|(column, &reason)| (vec![reason.to_owned()], DROPPED_AT + column)),
+        ));
+        registry.add(Tallied::new(
+            (
+                "greenlane_listen_slipped_total",
+                "Truncated replies instead of what is beyond a rate limit, so that real clients come by TCP.",
+            ),
+            &[],
+            &tally,
+            std::iter::once((Vec::new(), SLIPPED_AT)),
         ));
         let rows = Transport::ALL.into_iter().flat_map(|transport| ["hit", "miss"].map(|way| (transport.name(), way)));
         let spans = registry.add(Spans::new(
@@ -112,6 +129,12 @@ impl Meter {
     pub fn dropped(&self, why: Dropped) {
         self.tally.raise(DROPPED_AT + why as usize);
     }
+
+    /// Counts a truncated reply in the place of what is beyond a limit.
+    pub fn slipped(&self) {
+        self.tally.raise(SLIPPED_AT);
+    }
+
     /// Notes that `count` replies took so long each.
     pub fn answered(&self, transport: Transport, way: Way, took: Duration, count: u64) {
         self.spans.note(2 * (transport as usize) + way as usize, took, count);

@@ -1,8 +1,8 @@
 //! Questions come in: sockets, frames, who may ask.
 //!
 //! [`plain`] reads datagrams, [`streams`] frames from connections, also inside TLS, [`doh`] HTTP requests, [`doq`] streams
-//! of QUIC; [`tls`] holds the certificate. All hand what they read to a [`Front`], which
-//! sees the question in place, asks [`Access`] whether its sender may, and makes the pipeline's two calls. All sockets
+//! of QUIC; [`tls`] holds the certificate. All hand what they read to a [`Front`], which sees the question in place, asks
+//! [`Access`] whether its sender may and how much ([`rate`]), and makes the pipeline's two calls. All sockets
 //! are bound by [`bind`] before anything is answered, so that an address in use stops the start and not half of it.
 
 use std::io;
@@ -24,6 +24,7 @@ pub mod hickory;
 mod meter;
 mod open;
 pub mod plain;
+pub mod rate;
 mod secure;
 pub mod streams;
 pub mod tls;
@@ -62,8 +63,8 @@ pub struct Options {
     pub backend: plain::Backend,
     /// The most questions over UDP that wait for an upstream or for the set.
     pub waiting_max: usize,
-    /// Client prefixes that are answered; others get REFUSED.
-    pub allow: Vec<Prefix>,
+    /// Who may ask, and how much.
+    pub clients: access::Options,
     /// Most connections at once, over whichever transport has them.
     pub max_connections: usize,
     /// Most connections of one client prefix (/24, /56).
@@ -83,8 +84,7 @@ impl Default for Options {
             threads: 0,
             backend: plain::Backend::default(),
             waiting_max: plain::WAITING_MAX,
-            // Each text is a prefix, as a test of the configuration holds.
-            allow: access::ALLOWED_BY_DEFAULT.iter().filter_map(|text| text.parse().ok()).collect(),
+            clients: access::Options::default(),
             max_connections: 1000,
             max_connections_per_client: 200,
         }

@@ -164,6 +164,10 @@ impl Streams {
     }
 
     fn welcome(&self, stream: TcpStream, client: SocketAddr, stop: &CancellationToken) {
+        let rules = self.front.access.look();
+        if rules.is_silent() && !rules.may_ask(client.ip()) {
+            return self.front.meter.dropped(Dropped::Denied);
+        }
         // Answers are written whole; waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
         let seat = self.open.enter(client.ip(), self.front.clock.now());

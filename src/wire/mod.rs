@@ -203,6 +203,11 @@ impl hashbrown::Equivalent<Question> for QuestionKey<'_> {
     }
 }
 
+/// Returns whether a reply says anything but that all went well, as far as its header tells.
+pub fn is_error(reply: &[u8]) -> bool {
+    u16_at(reply, 2).is_some_and(|flags| flags & flag::RCODE != rcode::NOERROR)
+}
+
 /// Reads 16 bits at `at`.
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     let two = bytes.get(at..at.checked_add(2)?)?;

@@ -101,7 +101,16 @@ pub fn see(packet: &[u8], transport: Transport) -> Seen<'_> {
     let scan = Scan::of(packet);
     let refuse = |rcode| {
         let edns = scan.opt.map(|opt| opt.edns);
-        Seen::Refuse(Refusal { id, flags, question: scan.question, edns, rcode, ede: None, is_any: false })
+        Seen::Refuse(Refusal {
+            id,
+            flags,
+            question: scan.question,
+            edns,
+            rcode,
+            ede: None,
+            is_any: false,
+            is_truncated: false,
+        })
     };
     if flags & flag::OPCODE != 0 {
         return refuse(rcode::NOTIMP);
@@ -229,6 +238,7 @@ impl<'a> View<'a> {
             rcode,
             ede: None,
             is_any: false,
+            is_truncated: false,
         }
     }
 
@@ -253,9 +263,17 @@ pub struct Refusal<'a> {
     rcode: u16,
     ede: Option<Ede>,
     is_any: bool,
+    is_truncated: bool,
 }
 
 impl Refusal<'_> {
+    /// Sets TC: whoever asked is to come over TCP.
+    #[must_use]
+    pub fn truncated(mut self) -> Self {
+        self.is_truncated = true;
+        self
+    }
+
     /// Adds an extended error, told to clients that sent an OPT.
     #[must_use]
     pub fn with_ede(mut self, ede: Ede) -> Self {
@@ -290,7 +308,8 @@ impl Refusal<'_> {
     pub fn write(&self, out: &mut Vec<u8>) {
         let rcode = self.rcode();
         let echoed = self.flags & (flag::OPCODE | flag::RD | flag::CD);
-        let flags = flag::QR | flag::RA | echoed | (rcode & flag::RCODE);
+        let truncated = if self.is_truncated { flag::TC } else { 0 };
+        let flags = flag::QR | flag::RA | truncated | echoed | (rcode & flag::RCODE);
         let counts = [u16::from(self.question.is_some()), u16::from(self.is_any), 0, u16::from(self.edns.is_some())];
         out.clear();
         out.extend_from_slice(&self.id.to_be_bytes());

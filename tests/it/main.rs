@@ -2,6 +2,7 @@
 
 mod ahead;
 mod answers;
+mod clients;
 mod cluster;
 mod commands;
 mod confined;

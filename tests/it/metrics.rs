@@ -14,7 +14,7 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-const METRICS: [(&str, &str); 47] = [
+const METRICS: [(&str, &str); 48] = [
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
@@ -47,6 +47,7 @@ const METRICS: [(&str, &str); 47] = [
     ("greenlane_listen_dropped_total", "counter"),
     ("greenlane_listen_queries_total", "counter"),
     ("greenlane_listen_responses_total", "counter"),
+    ("greenlane_listen_slipped_total", "counter"),
     ("greenlane_set_app_entries", "gauge"),
     ("greenlane_set_entries", "gauge"),
     ("greenlane_set_serial", "gauge"),

@@ -27,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use super::Front;
 use super::front::Moment;
 use super::meter::{Dropped, Way};
-use crate::clock::Stopwatch;
 use crate::pipeline::Tried;
 use crate::wire::Transport;
 
@@ -142,20 +141,24 @@ impl Desk {
             Tried::Answered => true,
             Tried::Drop => false,
             Tried::Miss => {
-                self.hand_over(datagram, route, door, moment.began());
+                self.hand_over(datagram, route, door, moment);
                 false
             }
         }
     }
 
     /// Has a miss answered, its reply told from wherever it is made; when too many wait it is dropped and counted.
-    fn hand_over(&self, datagram: &[u8], route: Route, door: &Door, began: Stopwatch) {
+    fn hand_over(&self, datagram: &[u8], route: Route, door: &Door, moment: &Moment<'_>) {
         let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
             return self.front.meter.dropped(Dropped::Overload);
         };
         let (door, client, meter) = (door.clone(), route.client.ip(), self.front.meter.clone());
+        let (began, brake) = (moment.began(), moment.brake(datagram, client));
         self.front.slow_then(datagram, Transport::Udp, client, &self.runtime, move |reply| {
-            door.send(reply, &route);
+            match brake {
+                None => door.send(reply, &route),
+                Some(brake) => brake.pass(reply, |reply| door.send(reply, &route)),
+            }
             meter.answered(Transport::Udp, Way::Miss, began.elapsed(), 1);
             drop(permit);
         });
