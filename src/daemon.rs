@@ -33,6 +33,7 @@ use crate::config::{Config, Env};
 use crate::export::file;
 use crate::forward::{self, Forward};
 use crate::learn::{self, Confirm, Learner, Listing};
+use crate::listen::cookie::{SecretError, Secrets};
 use crate::listen::plain::{Beats, Plain};
 use crate::listen::streams::{Door, Streams};
 use crate::listen::tls::PairError;
@@ -121,6 +122,9 @@ pub enum StartError {
     /// A token of the web listener.
     #[error("{0}")]
     Token(#[from] web::TokenError),
+    /// The secrets of cookies.
+    #[error("{0}")]
+    Cookie(#[from] SecretError),
     /// The file of names to ask ahead.
     #[error("{0}")]
     WarmNames(Problems),
@@ -147,6 +151,7 @@ impl StartError {
                 | Self::Forward(_)
                 | Self::Export(file::CheckError::NoFile(_))
                 | Self::Token(_)
+                | Self::Cookie(_)
                 | Self::WarmNames(_)
                 | Self::Cluster(_)
         )
@@ -192,6 +197,9 @@ pub enum ReloadError {
     /// A token of the web listener.
     #[error("{0}")]
     Token(#[from] web::TokenError),
+    /// The secrets of cookies.
+    #[error("{0}")]
+    Cookie(#[from] SecretError),
     /// The file of names to ask ahead.
     #[error("{0}")]
     WarmNames(Problems),
@@ -261,6 +269,7 @@ impl Daemon {
         let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
         config.export_files.iter().try_for_each(file::check)?;
         let tokens = read_tokens(&config)?;
+        let secrets = read_secrets(&config)?;
         let Sockets { dns, web, secure } =
             sockets.map_or_else(|| Sockets::take(passed, &config, Patience::None), Ok)?;
         let bound = dns.into_iter().map(listen::read).collect::<Result<Vec<_>, _>>()?;
@@ -300,7 +309,7 @@ impl Daemon {
             warmed: latest::Sender::new(wanted),
             catalogue: Arc::new(ArcSwap::new(catalogue)),
             tokens: Arc::new(ArcSwap::from_pointee(tokens)),
-            access: Arc::new(Access::new(config.listen.clients.clone())),
+            access: Arc::new(Access::new(config.listen.clients.clone(), secrets)),
             clock,
             meter,
             dns: bound.iter().map(|sockets| sockets.addr).collect(),
@@ -444,13 +453,14 @@ impl Daemon {
 
         let catalogue = Arc::new(read.catalogue);
         let wanted = wanted(&config, &catalogue).map_err(ReloadError::WarmNames)?;
+        let secrets = read_secrets(&config)?;
 
         let pair = self.certified.renewed(config.listen.tls.as_ref())?;
 
         // From here on nothing fails.
         tell_warnings(&read.warnings);
         let generation = loaded.generation + 1;
-        self.access.replace(config.listen.clients.clone());
+        self.access.replace(config.listen.clients.clone(), secrets);
         self.certified.put(pair, config.listen.tls.as_ref());
         // The learner first: what is matched by the old catalogue meanwhile, it matches again.
         let listening = self.dns.iter().copied().chain(self.secure().iter().map(|place| place.1));
@@ -684,6 +694,11 @@ pub fn today() -> jiff::civil::Date {
 /// What is asked ahead under a configuration and its lists.
 fn wanted(config: &Config, catalogue: &Arc<Catalogue>) -> Result<Arc<Wanted>, Problems> {
     Ok(Arc::new(Wanted::new(&config.warm, config.places.warm_names.as_ref(), catalogue)?))
+}
+
+/// Reads the secrets of cookies, if clients get any.
+fn read_secrets(config: &Config) -> Result<Option<Secrets>, SecretError> {
+    config.listen.clients.cookie_secret_file.as_deref().map(Secrets::load).transpose()
 }
 
 /// Reads the tokens and says which of their files others can read.

@@ -43,7 +43,7 @@ use crate::metrics::Registry;
 use crate::name::Name;
 use crate::policy::Special;
 use crate::wire::{
-    self, Answer, Ede, Facts, Given, Question, Refusal, Rules, Seen, TagOption, TagText, Transport, View,
+    self, Answer, Ede, Facts, Given, Question, Refusal, ReplyCookie, Rules, Seen, TagOption, TagText, Transport, View,
 };
 
 mod ahead;
@@ -284,17 +284,18 @@ impl Pipeline {
     }
 
     /// Does as [`Pipeline::resolve`] for the question in `packet`, without a task where none is needed: `tell` gets the
-    /// reply, now or later, here or on another thread. It must not block. Without a question in `packet` it is dropped.
+    /// reply, now or later, here or on another thread; it carries `cookie`. It must not block. Without a question in `packet` it
+    /// is dropped.
     pub fn resolve_then(
         &self,
-        packet: &[u8],
+        (packet, cookie): (&[u8], Option<ReplyCookie>),
         transport: Transport,
         client: IpAddr,
         runtime: &Handle,
         tell: impl FnOnce(&[u8]) + Send + 'static,
     ) {
         if let Seen::Question(view) = wire::see(packet, transport) {
-            let packet = Packet { octets: packet.into(), transport, tell: Box::new(tell) };
+            let packet = Packet { octets: packet.into(), cookie, transport, tell: Box::new(tell) };
             self.set_out(view.question(), client, Passenger::Packet(packet), runtime);
         }
     }
@@ -522,9 +523,10 @@ impl Pipeline {
     }
 
     fn reply(&self, packet: Packet, write: impl FnOnce(&View<'_>, Transport, &mut Vec<u8>)) {
-        let Packet { octets, transport, tell } = packet;
+        let Packet { octets, cookie, transport, tell } = packet;
         // The same octets gave a question before.
         if let Seen::Question(view) = wire::see(&octets, transport) {
+            let view = view.with_reply_cookie(cookie);
             REPLY.with_borrow_mut(|out| {
                 write(&view, transport, out);
                 tell(out);

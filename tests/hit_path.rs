@@ -16,6 +16,8 @@ use greenlane::catalogue::{self, Catalogue};
 use greenlane::clock::{Clock, Timestamp};
 use greenlane::forward::{self, Forward, Protocol};
 use greenlane::learn::{self, Listing};
+use greenlane::listen::cookie::Secrets;
+use greenlane::listen::{Access, Front, Meter, access, rate};
 use greenlane::metrics::Registry;
 use greenlane::name::Name;
 use greenlane::pipeline::{Current, Near, Pipeline, TagOptions, Tried};
@@ -295,6 +297,50 @@ async fn looking_at_a_miss_or_at_noise_does_not_allocate() {
         });
         assert_eq!(allocations, 0, "{noise:02x?}");
     }
+}
+
+/// With limits and cookies in force: what passes, what is dropped, what is told to come again.
+#[tokio::test]
+async fn a_hit_of_a_limited_client_does_not_allocate() {
+    let upstream = Upstream::start(answer).await;
+    let (pipeline, clock) = pipeline(&upstream);
+    let rate = rate::Options { per_second: 20, exempt: Vec::new(), ..rate::Options::default() };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "00112233445566778899aabbccddeeff\n").unwrap();
+    let secrets = Secrets::load(file.path()).unwrap();
+    let access = Access::new(access::Options { rate, ..access::Options::default() }, Some(secrets));
+    let front = Front { pipeline, access: Arc::new(access), clock, meter: Meter::new(&Registry::new()) };
+    let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut out = Vec::with_capacity(65_535);
+    let [plain, asking] = [Edns::Plain, Edns::Cookie].map(|edns| question("plain.example", A, edns));
+    front.slow(&asking, Transport::Udp, client, &mut out).await;
+    assert_eq!(out[out.len() - 28..][..12], [0, 10, 0, 24, 1, 2, 3, 4, 5, 6, 7, 8]);
+    // The same question with the cookie that came back.
+    let mut knowing = asking[..asking.len() - 14].to_vec();
+    knowing.extend([0, 28]);
+    knowing.extend(&out[out.len() - 28..]);
+    let mut quick = |octets: &[u8]| {
+        let (allocations, tried) = counted(|| {
+            let mut moment = front.moment();
+            let tried = moment.quick(octets, Transport::Udp, client, &mut out);
+            moment.end();
+            tried
+        });
+        assert_eq!(allocations, 0);
+        (tried, out.get(3).map(|low| low & 15), out.get(2).map(|high| high & 2))
+    };
+    // The first look may make what a thread needs once.
+    front.moment().quick(&plain, Transport::Udp, client, &mut Vec::with_capacity(512));
+    for octets in [&plain, &asking, &knowing] {
+        assert_eq!(quick(octets), (Tried::Answered, Some(0), Some(0)));
+    }
+    let tried: Vec<_> = (0..40).map(|_| quick(&plain)).collect();
+    assert!(tried.iter().any(|(tried, ..)| *tried == Tried::Drop));
+    assert!(tried.contains(&(Tried::Answered, Some(0), Some(2))), "TC");
+    let tried: Vec<_> = (0..4).map(|_| quick(&asking)).collect();
+    // The lower bits of BADCOOKIE, 23.
+    assert!(tried.contains(&(Tried::Answered, Some(7), Some(0))));
+    (0..40).for_each(|_| assert_eq!(quick(&knowing), (Tried::Answered, Some(0), Some(0))));
 }
 
 /// Puts answers for this many names into a cache and returns the octets that it took and those that it counts.

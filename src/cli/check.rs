@@ -8,6 +8,7 @@ use crate::catalogue;
 use crate::config::Config;
 use crate::daemon::today;
 use crate::export::file;
+use crate::listen::cookie::Secrets;
 use crate::listen::tls::{Pair, PairError};
 use crate::source::Location;
 use crate::warm;
@@ -19,6 +20,8 @@ pub(super) fn run(file: &ConfigFile, args: &CheckArgs) -> Result<(), Failure> {
     let config = file.load()?;
     let mut problems = Vec::from_iter(tls_problems(&config));
     problems.extend(token_problems(&config));
+    let secrets = config.listen.clients.cookie_secret_file.as_deref().map(Secrets::load);
+    problems.extend(secrets.and_then(Result::err).map(|error| error.to_string()));
     problems.extend(export_problems(&config));
     let warm_names = warm::read_names(&config.warm, config.places.warm_names.as_ref());
     problems.extend(warm_names.err().map(|found| found.to_string()));

@@ -95,7 +95,7 @@ fn sockets(entries: &Entries<'_>, folder: &Path, faults: &mut Faults) -> (listen
         threads: entries.read(&table::LISTEN_THREADS, faults).unwrap_or(default.listen.threads),
         backend: default.listen.backend,
         waiting_max: default.listen.waiting_max,
-        clients: clients(entries, default.listen.clients, faults),
+        clients: clients(entries, folder, default.listen.clients, faults),
         max_connections: entries
             .read(&table::CLIENTS_MAX_CONNECTIONS, faults)
             .unwrap_or(default.listen.max_connections),
@@ -138,7 +138,7 @@ fn tls(
 }
 
 /// `[clients]` but what it says of connections.
-fn clients(entries: &Entries<'_>, default: access::Options, faults: &mut Faults) -> access::Options {
+fn clients(entries: &Entries<'_>, folder: &Path, default: access::Options, faults: &mut Faults) -> access::Options {
     access::Options {
         allow: entries.read(&table::CLIENTS_ALLOW, faults).unwrap_or(default.allow),
         deny: entries.read(&table::CLIENTS_DENY, faults).unwrap_or(default.deny),
@@ -153,6 +153,7 @@ fn clients(entries: &Entries<'_>, default: access::Options, faults: &mut Faults)
             len6: entries.read(&table::CLIENTS_RATE_PREFIX6, faults).unwrap_or(default.rate.len6),
             exempt: entries.read(&table::CLIENTS_RATE_EXEMPT, faults).unwrap_or(default.rate.exempt),
         },
+        cookie_secret_file: entries.read(&table::CLIENTS_COOKIE_SECRET_FILE, faults).map(|path| start_at(folder, path)),
     }
 }
 

@@ -140,6 +140,9 @@ keys! {
     /// Client prefixes without a rate limit.
     CLIENTS_RATE_EXEMPT: Vec<Prefix> = "clients.rate-exempt", Built, Default(r#"["127.0.0.0/8", "::1/128"]"#),
         |item, faults| item.prefixes(faults);
+    /// A file of one or two secrets (32 hex digits a line) for DNS cookies; who shows a good one has no rate limit.
+    CLIENTS_COOKIE_SECRET_FILE: PathBuf = "clients.cookie-secret-file", Built, Absent(r#""/etc/greenlane/cookie-secret""#),
+        |item, faults| item.path(faults);
     /// Most connections at once, over TCP, TLS, HTTPS and QUIC together; one more closes the idlest.
     CLIENTS_MAX_CONNECTIONS: usize = "clients.max-connections", Built, Default("1000"),
         |item, faults| item.number(1..=1_000_000, faults);

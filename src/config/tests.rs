@@ -121,6 +121,7 @@ fn every_built_key_reaches_its_option() {
         rate-prefix4 = 32
         rate-prefix6 = 64
         rate-exempt = ["192.0.2.1/32"]
+        cookie-secret-file = "keys/cookie"
         max-connections = 7
         per-client = 3
         [forward]
@@ -200,6 +201,7 @@ fn every_built_key_reaches_its_option() {
                 len6: 64,
                 exempt: vec![host("192.0.2.1/32")],
             },
+            cookie_secret_file: Some(PathBuf::from("keys/cookie")),
         }
     );
     assert_eq!((config.listen.max_connections, config.listen.max_connections_per_client), (7, 3));

@@ -20,8 +20,11 @@ pub fn files(config: &Config, source: Option<&Path>) -> Option<Files> {
     }
     let named = [source, Some(&config.catalogue.path)];
     let tokens = [&config.web.read_token_file, &config.web.admin_token_file, &config.warm.names_file];
-    let named = named.into_iter().flatten().chain(tokens.into_iter().flatten().map(PathBuf::as_path));
+    let tokens = tokens.into_iter().chain([&config.listen.clients.cookie_secret_file]);
+    let named = named.into_iter().flatten().chain(tokens.flatten().map(PathBuf::as_path));
     let mut read: Vec<PathBuf> = named.map(folder_of).collect();
+    let pair = config.listen.tls.iter().flat_map(|pair| [&pair.certificate, &pair.key]);
+    read.extend(pair.map(|file| folder_of(file)));
     read.extend(config.cluster.iter().flat_map(|cluster| cluster.files()).map(folder_of));
     // The folder itself, where it stands in the root or is a link to another place.
     read.push(config.catalogue.path.clone());
@@ -59,9 +62,13 @@ mod tests {
         let text = "[catalogue]\npath = \"/srv/lists\"\n[store]\npath = \"/var/lib/greenlane/set.redb\"\n\
                     cluster = \"rediss://valkey.corp.example\"\ncluster-password-file = \"/run/engine/password\"\n\
                     cluster-ca-file = \"/usr/local/ca/valkey.pem\"\n\
+                    [clients]\ncookie-secret-file = \"/run/cookies/secret\"\n\
+                    [tls]\ncertificate = \"/srv/tls/chain.pem\"\nkey = \"/srv/key/key.pem\"\n\
                     [web]\nread-token-file = \"/run/keys/token\"\n[[export.file]]\npath = \"/srv/www/prefixes.txt\"\n";
         let Files { read, write } = of(text).unwrap();
-        for folder in ["/etc/greenlane", "/srv", "/srv/lists", "/run/keys", "/run/engine", "/usr/local/ca"] {
+        let folders =
+            ["/etc/greenlane", "/srv", "/srv/lists", "/run/keys", "/run/engine", "/usr/local/ca", "/run/cookies"];
+        for folder in folders.into_iter().chain(["/srv/tls", "/srv/key"]) {
             assert!(read.contains(&folder.into()), "{folder}: {read:?}");
         }
         assert!(!read.contains(&"/".into()));

@@ -4,10 +4,12 @@
 //! while they do: each read looks once and gets the [`Rules`] of that moment.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 
+use super::cookie::Secrets;
 use super::rate::{self, Limiter};
 use crate::prefix::Prefix;
 
@@ -45,6 +47,8 @@ pub struct Options {
     pub refuse: Refuse,
     /// How much one client may ask over UDP.
     pub rate: rate::Options,
+    /// The file of the secrets of cookies.
+    pub cookie_secret_file: Option<PathBuf>,
 }
 
 /// Loopback and the private ranges, as much as they like.
@@ -56,6 +60,7 @@ impl Default for Options {
             deny: Vec::new(),
             refuse: Refuse::default(),
             rate: rate::Options::default(),
+            cookie_secret_file: None,
         }
     }
 }
@@ -68,23 +73,24 @@ pub struct Access(ArcSwap<Inner>);
 struct Inner {
     options: Options,
     limiter: Option<Arc<Limiter>>,
+    secrets: Option<Secrets>,
 }
 
 impl Access {
-    /// Takes the rules.
-    pub fn new(options: Options) -> Self {
+    /// Takes the rules, and the secrets of cookies if there are to be any.
+    pub fn new(options: Options, secrets: Option<Secrets>) -> Self {
         let limiter = Limiter::new(&options.rate);
-        Self(ArcSwap::from_pointee(Inner { options, limiter }))
+        Self(ArcSwap::from_pointee(Inner { options, limiter, secrets }))
     }
 
     /// Takes others in their place. What clients have asked so far is forgotten only if the limits are others.
-    pub fn replace(&self, options: Options) {
+    pub fn replace(&self, options: Options, secrets: Option<Secrets>) {
         let old = self.0.load();
         let limiter = match old.options.rate == options.rate {
             true => old.limiter.clone(),
             false => Limiter::new(&options.rate),
         };
-        self.0.store(Arc::new(Inner { options, limiter }));
+        self.0.store(Arc::new(Inner { options, limiter, secrets }));
     }
 
     /// Returns the rules of this moment.
@@ -114,6 +120,11 @@ impl Rules {
     pub fn limiter(&self, client: IpAddr) -> Option<&Arc<Limiter>> {
         self.0.limiter.as_ref().filter(|limiter| !limiter.exempts(client))
     }
+
+    /// Returns the secrets of cookies, if clients get any.
+    pub(super) fn secrets(&self) -> Option<&Secrets> {
+        self.0.secrets.as_ref()
+    }
 }
 
 #[cfg(test)]
@@ -131,7 +142,7 @@ mod tests {
     #[test]
     fn who_is_denied_may_not_ask_although_allowed() {
         let (allow, deny) = (prefixes(&["10.0.0.0/8", "fd00::/8"]), prefixes(&["10.9.0.0/16"]));
-        let access = Access::new(Options { allow, deny, ..Options::default() });
+        let access = Access::new(Options { allow, deny, ..Options::default() }, None);
         for client in ["10.0.0.1", "::ffff:10.0.0.1", "fd00::1"] {
             assert!(may_ask(&access, client), "{client}");
         }
@@ -145,13 +156,13 @@ mod tests {
         let options =
             |per_second| Options { rate: rate::Options { per_second, ..Default::default() }, ..Default::default() };
         let limiter = |access: &Access| access.look().0.limiter.clone();
-        let access = Access::new(options(7));
+        let access = Access::new(options(7), None);
         let first = limiter(&access).unwrap();
-        access.replace(Options { deny: prefixes(&["10.0.0.0/8"]), ..options(7) });
+        access.replace(Options { deny: prefixes(&["10.0.0.0/8"]), ..options(7) }, None);
         assert!(Arc::ptr_eq(&first, &limiter(&access).unwrap()));
-        access.replace(options(8));
+        access.replace(options(8), None);
         assert!(!Arc::ptr_eq(&first, &limiter(&access).unwrap()));
-        access.replace(options(0));
+        access.replace(options(0), None);
         assert!(limiter(&access).is_none());
     }
 }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::access::Rules;
+use super::cookie::Shown;
 use super::meter::{Dropped, Way};
 use super::rate::{Limiter, Verdict};
 use super::{Access, Meter};
 use crate::clock::{Clock, Stopwatch, Timestamp};
 use crate::pipeline::{Near, Pipeline, Tried};
-use crate::wire::{self, Ede, Refusal, Seen, Transport, View};
+use crate::wire::{self, Ede, Refusal, ReplyCookie, Seen, Transport, View};
 
 /// The pipeline behind the door: who may ask, and what is counted.
 #[derive(Clone, Debug)]
@@ -48,15 +49,29 @@ impl Front {
         runtime: &Handle,
         tell: impl FnOnce(&[u8]) + Send + 'static,
     ) {
-        self.pipeline.resolve_then(packet, transport, client, runtime, tell);
+        let cookie = self.reply_cookie(packet, transport, client);
+        self.pipeline.resolve_then((packet, cookie), transport, client, runtime, tell);
     }
 
     /// Answers a packet that the quick way missed, however long it takes.
     pub async fn slow(&self, packet: &[u8], transport: Transport, client: IpAddr, out: &mut Vec<u8>) {
         // The same octets gave a question before.
+        let cookie = self.reply_cookie(packet, transport, client);
         if let Seen::Question(view) = wire::see(packet, transport) {
+            let view = view.with_reply_cookie(cookie);
             self.pipeline.resolve(&view, transport, client, out).await;
             pad(transport, out);
+        }
+    }
+
+    /// Returns the cookie that the reply to a packet carries.
+    fn reply_cookie(&self, packet: &[u8], transport: Transport, client: IpAddr) -> Option<ReplyCookie> {
+        let rules = self.access.look();
+        let secrets = rules.secrets()?;
+        let Seen::Question(view) = wire::see(packet, transport) else { return None };
+        match secrets.look(&view, client, self.clock.now())? {
+            Shown::Known(cookie) | Shown::Unknown(cookie) => Some(cookie),
+            Shown::Malformed => None,
         }
     }
 }
@@ -125,7 +140,10 @@ impl Moment<'_> {
         if !may_ask && self.rules.is_silent() {
             return self.drop_as(Dropped::Denied);
         }
+        let (seen, is_known) = self.read_cookie(seen, client);
         let limiter = match transport {
+            // Who shows a cookie of ours is no forgery.
+            _ if is_known => None,
             Transport::Udp => self.rules.limiter(client).map(Arc::clone),
             // Its sender is who it says, and connections are limited on their own.
             _ => None,
@@ -133,7 +151,7 @@ impl Moment<'_> {
         if let Some(limiter) = &limiter {
             match limiter.question(client, self.now) {
                 Verdict::Pass => {}
-                beyond => return self.beyond(beyond, packet, out),
+                beyond => return self.beyond(beyond, packet, client, out),
             }
         }
         let tried = match seen {
@@ -145,9 +163,20 @@ impl Moment<'_> {
         match limiter {
             Some(limiter) if tried == Tried::Answered && wire::is_error(out) => match limiter.error(client, self.now) {
                 Verdict::Pass => tried,
-                beyond => self.beyond(beyond, packet, out),
+                beyond => self.beyond(beyond, packet, client, out),
             },
             _ => tried,
+        }
+    }
+
+    /// Looks at the cookie of a question; returns whether it is one of ours.
+    fn read_cookie<'a>(&self, seen: Seen<'a>, client: IpAddr) -> (Seen<'a>, bool) {
+        let (Some(secrets), Seen::Question(view)) = (self.rules.secrets(), &seen) else { return (seen, false) };
+        match secrets.look(view, client, self.now) {
+            None => (seen, false),
+            Some(Shown::Malformed) => (Seen::Refuse(view.refuse(wire::rcode::FORMERR)), false),
+            Some(Shown::Unknown(cookie)) => (Seen::Question(view.with_reply_cookie(Some(cookie))), false),
+            Some(Shown::Known(cookie)) => (Seen::Question(view.with_reply_cookie(Some(cookie))), true),
         }
     }
 
@@ -169,27 +198,43 @@ impl Moment<'_> {
     }
 
     /// Does with a datagram what becomes of those beyond a limit.
-    fn beyond(&self, verdict: Verdict, packet: &[u8], out: &mut Vec<u8>) -> Tried {
-        match self.front.beyond(verdict, packet, out) {
+    fn beyond(&self, verdict: Verdict, packet: &[u8], client: IpAddr, out: &mut Vec<u8>) -> Tried {
+        match self.front.beyond(verdict, packet, client, out) {
             true => Tried::Answered,
             false => Tried::Drop,
         }
     }
 
+    fn is_known(&self, packet: &[u8], client: IpAddr) -> bool {
+        let Seen::Question(view) = wire::see(packet, Transport::Udp) else { return false };
+        let shown = self.rules.secrets().and_then(|secrets| secrets.look(&view, client, self.now));
+        matches!(shown, Some(Shown::Known(_)))
+    }
+
     /// Returns what judges the reply to a datagram that was missed; `None` where nothing does.
     pub(super) fn brake(&self, packet: &[u8], client: IpAddr) -> Option<Brake> {
         let limiter = Arc::clone(self.rules.limiter(client)?);
+        if self.is_known(packet, client) {
+            return None;
+        }
         Some(Brake { limiter, front: self.front.clone(), packet: packet.into(), client })
     }
 }
 
 impl Front {
-    /// Writes the truncated reply that some datagrams beyond a limit get; returns false for those that get none.
-    fn beyond(&self, verdict: Verdict, packet: &[u8], out: &mut Vec<u8>) -> bool {
+    /// Writes the reply that some datagrams beyond a limit get; returns false for those that get none. A client that knows
+    /// cookies gets one to come back with, all others are to come over TCP.
+    fn beyond(&self, verdict: Verdict, packet: &[u8], client: IpAddr, out: &mut Vec<u8>) -> bool {
         match wire::see(packet, Transport::Udp) {
             Seen::Question(view) if verdict == Verdict::Slip => {
                 self.meter.slipped();
-                self.pipeline.refuse(&view.refuse(wire::rcode::NOERROR).truncated(), out);
+                let cookie = self.reply_cookie(packet, Transport::Udp, client);
+                let view = view.with_reply_cookie(cookie);
+                let refusal = match cookie {
+                    Some(_) => view.refuse(wire::rcode::BADCOOKIE),
+                    None => view.refuse(wire::rcode::NOERROR).truncated(),
+                };
+                self.pipeline.refuse(&refusal, out);
                 true
             }
             _ => {
@@ -219,7 +264,7 @@ impl Brake {
             Verdict::Pass => send(reply),
             beyond => {
                 let mut out = Vec::new();
-                if self.front.beyond(beyond, &self.packet, &mut out) {
+                if self.front.beyond(beyond, &self.packet, self.client, &mut out) {
                     send(&out);
                 }
             }

@@ -95,7 +95,7 @@ impl Meter {
         registry.add(Tallied::new(
             (
                 "greenlane_listen_slipped_total",
-                "Truncated replies instead of what is beyond a rate limit, so that real clients come by TCP.",
+                "Truncated replies, or BADCOOKIE, instead of what is beyond a rate limit, so that real clients come again.",
             ),
             &[],
             &tally,
@@ -130,7 +130,7 @@ impl Meter {
         self.tally.raise(DROPPED_AT + why as usize);
     }
 
-    /// Counts a truncated reply in the place of what is beyond a limit.
+    /// Counts a reply in the place of what is beyond a limit.
     pub fn slipped(&self) {
         self.tally.raise(SLIPPED_AT);
     }

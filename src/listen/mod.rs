@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use crate::prefix::Prefix;
 
 pub mod access;
+pub mod cookie;
 pub mod doh;
 pub mod doq;
 mod front;

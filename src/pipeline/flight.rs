@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::cache::Entry;
 use crate::clock::Timestamp;
-use crate::wire::{Answer, Question, Transport};
+use crate::wire::{Answer, Question, ReplyCookie, Transport};
 
 /// The most questions on their way at once; one more is answered with SERVFAIL.
 const FLIGHTS_MAX: usize = 16_384;
@@ -34,6 +34,8 @@ pub(super) enum Passenger {
 /// A question as its client sent it, and how the client is told.
 pub(super) struct Packet {
     pub(super) octets: SmallVec<[u8; 64]>,
+    /// What its reply carries.
+    pub(super) cookie: Option<ReplyCookie>,
     pub(super) transport: Transport,
     pub(super) tell: Tell,
 }

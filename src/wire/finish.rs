@@ -13,7 +13,7 @@
 
 use super::answer::Kind;
 use super::kept::Kept;
-use super::opt::{self, OPT_LEN, TagOption, UDP_SIZE};
+use super::opt::{self, OPT_LEN, ReplyCookie, TagOption, UDP_SIZE};
 use super::view::{Transport, View};
 use super::{HEADER_LEN, MESSAGE_LEN_MAX, flag, put_u16, rcode, u16_at, u32_at};
 
@@ -161,7 +161,10 @@ fn choose(answer: Kept<'_>, view: &View<'_>, given: &Given<'_>, limit: usize) ->
         Part { sections: Sections::AnswerOnly, options: Options::None },
     ];
     let fits = |part: &Part| {
-        let opt_len = if view.edns().is_some() { OPT_LEN + part.options.len(answer, given) } else { 0 };
+        let opt_len = match view.edns() {
+            Some(_) => OPT_LEN + part.options.len(answer, given) + cookie_len(view),
+            None => 0,
+        };
         part.sections.end(answer) + opt_len <= limit
     };
     let needs_authority = view.dnssec_ok() || matches!(answer.kind(), Kind::NoData | Kind::NxDomain);
@@ -177,7 +180,8 @@ fn write_bare(view: &View<'_>, question: &[u8], rcode: u16, flags: u16, out: &mu
     out.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, u8::from(view.edns().is_some())]);
     out.extend_from_slice(question);
     if let Some(edns) = view.edns() {
-        opt::write_opt_head(out, rcode, edns.dnssec_ok, 0);
+        opt::write_opt_head(out, rcode, edns.dnssec_ok, cookie_len(view));
+        write_cookie(view, out);
     }
 }
 
@@ -197,13 +201,27 @@ fn count_down(answer: Kept<'_>, given: &Given<'_>, end: usize, out: &mut [u8]) {
 fn write_opt(answer: Kept<'_>, view: &View<'_>, given: &Given<'_>, rcode: u16, options: Options, out: &mut Vec<u8>) {
     let Some(edns) = view.edns() else { return };
     match (options, given.tag) {
-        (Options::All, Some(tag)) => tag.write_opt(out, rcode, edns.dnssec_ok, answer.ede_options().len()),
-        _ => opt::write_opt_head(out, rcode, edns.dnssec_ok, options.len(answer, given)),
+        (Options::All, Some(tag)) => {
+            tag.write_opt(out, rcode, edns.dnssec_ok, answer.ede_options().len() + cookie_len(view));
+        }
+        _ => opt::write_opt_head(out, rcode, edns.dnssec_ok, options.len(answer, given) + cookie_len(view)),
     }
     match options {
         Options::None => {}
         Options::All | Options::Edes => out.extend_from_slice(answer.ede_options()),
         Options::EdesWithoutText => answer.edes().iter().for_each(|ede| ede.write(out, false)),
+    }
+    write_cookie(view, out);
+}
+
+/// Returns how many octets the cookie takes that the reply carries.
+fn cookie_len(view: &View<'_>) -> usize {
+    view.reply_cookie().map_or(0, |_| ReplyCookie::OPTION_LEN)
+}
+
+fn write_cookie(view: &View<'_>, out: &mut Vec<u8>) {
+    if let Some(cookie) = view.reply_cookie() {
+        cookie.write(out);
     }
 }
 

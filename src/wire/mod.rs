@@ -35,7 +35,7 @@ pub use facts::{CHAIN_LEN_MAX, Facts, Sighted};
 pub use finish::{Fit, Given, finish, limit};
 pub use kept::{Kept, Parts, Shape};
 pub use names::NameFault;
-pub use opt::{EDES_MAX, Ede, Edns, TAG_TEXT_LEN_MAX, TagOption, TagText, UDP_SIZE};
+pub use opt::{EDES_MAX, Ede, Edns, ReplyCookie, TAG_TEXT_LEN_MAX, TagOption, TagText, UDP_SIZE};
 pub use reply::{max_age_secs, pad};
 pub use view::{Refusal, Seen, Transport, View, see};
 pub use walk::{WalkError, Walked, walk};
@@ -117,6 +117,7 @@ pub mod rcode {
     pub const YXDOMAIN: u16 = 6;
     pub const NOTAUTH: u16 = 9;
     pub const BADVERS: u16 = 16;
+    pub const BADCOOKIE: u16 = 23;
 }
 
 /// INFO-CODEs of extended DNS errors that we give or act on (IANA "Extended DNS Error Codes", RFC 8914).

@@ -1,8 +1,8 @@
 //! EDNS (RFC 6891): what a client's OPT says, the OPT we send, extended errors (RFC 8914) and the tag.
 //!
 //! An OPT belongs to one hop. The client's is reduced to [`Edns`], the upstream's to its upper rcode bits and its
-//! [`Ede`]s; ours is written anew for each reply and carries nothing but EDEs and the [`TagOption`]. No other option
-//! passes in either direction: not cookies, not client subnets, and never a local-use code, or an upstream could
+//! [`Ede`]s; ours is written anew for each reply and carries nothing but EDEs, the [`TagOption`] and a [`ReplyCookie`]. No
+//! other option passes in either direction: not cookies, not client subnets, and never a local-use code, or an upstream could
 //! fake our tag.
 
 use super::rtype;
@@ -30,6 +30,46 @@ const DNSSEC_OK: u8 = 0x80;
 
 /// The EDE option code (RFC 8914 §2).
 const EDE_CODE: u16 = 15;
+
+/// The COOKIE option code (RFC 7873 §4).
+const COOKIE_CODE: u16 = 10;
+
+/// A cookie as a reply carries it: that of the client and that of the server (RFC 7873, RFC 9018).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyCookie([u8; 24]);
+
+impl ReplyCookie {
+    /// Octets that the option takes.
+    pub(super) const OPTION_LEN: usize = 4 + 24;
+
+    /// Takes both, in this order.
+    pub fn new(octets: [u8; 24]) -> Self {
+        Self(octets)
+    }
+
+    /// Returns both.
+    pub fn octets(&self) -> &[u8; 24] {
+        &self.0
+    }
+
+    /// Appends the option.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[0, COOKIE_CODE as u8, 0, self.0.len() as u8]);
+        out.extend_from_slice(&self.0);
+    }
+}
+
+/// Finds the cookie among a client's options; `None` if an option runs past the end.
+pub(super) fn cookie_in(rdata: &[u8]) -> Option<Option<&[u8]>> {
+    let mut cookie = None;
+    for option in Options::new(rdata) {
+        let (code, value) = option?;
+        if code == COOKIE_CODE {
+            cookie = cookie.or(Some(value));
+        }
+    }
+    Some(cookie)
+}
 
 /// What matters of a client's OPT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

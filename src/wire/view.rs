@@ -23,7 +23,7 @@
 //! Z and RCODE of a query mean nothing and are ignored.
 
 use super::names::{NameBuf, Source};
-use super::opt::{self, Ede, Edns, OPT_LEN, OptFields, Options};
+use super::opt::{self, Ede, Edns, OPT_LEN, OptFields, ReplyCookie};
 use super::{HEADER_LEN, Question, QuestionKey, class, flag, rcode, rtype, u16_at, u32_at};
 use crate::name::{LABEL_LEN_MAX, Name, WIRE_LEN_MAX};
 
@@ -88,6 +88,10 @@ pub struct View<'a> {
     /// Name, type and class: 5 to 259 octets.
     question: &'a [u8],
     edns: Option<Edns>,
+    /// The client's COOKIE option, whatever it holds.
+    cookie: Option<&'a [u8]>,
+    /// What the reply says in its place.
+    reply_cookie: Option<ReplyCookie>,
 }
 
 /// Sorts a packet from a client.
@@ -106,6 +110,7 @@ pub fn see(packet: &[u8], transport: Transport) -> Seen<'_> {
             flags,
             question: scan.question,
             edns,
+            reply_cookie: None,
             rcode,
             ede: None,
             is_any: false,
@@ -118,7 +123,8 @@ pub fn see(packet: &[u8], transport: Transport) -> Seen<'_> {
     let Some(question) = scan.question.filter(|_| scan.is_whole) else {
         return refuse(rcode::FORMERR);
     };
-    let view = View { id, flags, question, edns: scan.opt.map(|opt| opt.edns) };
+    let edns = scan.opt.map(|opt| opt.edns);
+    let view = View { id, flags, question, edns, cookie: scan.cookie, reply_cookie: None };
     if scan.opt.is_some_and(|opt| opt.version != 0) {
         return refuse(rcode::BADVERS);
     }
@@ -200,6 +206,22 @@ impl<'a> View<'a> {
         self.edns
     }
 
+    /// Returns the value of the client's COOKIE option (RFC 7873), well-formed or not.
+    pub fn cookie(&self) -> Option<&'a [u8]> {
+        self.cookie
+    }
+
+    /// Returns the same question, whose reply carries a cookie if the client sent an OPT.
+    #[must_use]
+    pub fn with_reply_cookie(self, reply_cookie: Option<ReplyCookie>) -> Self {
+        Self { reply_cookie, ..self }
+    }
+
+    /// Returns the cookie that the reply carries.
+    pub(super) fn reply_cookie(&self) -> Option<ReplyCookie> {
+        self.reply_cookie
+    }
+
     /// Returns whether the client wants DNSSEC records; false without EDNS.
     pub fn dnssec_ok(&self) -> bool {
         self.edns.is_some_and(|edns| edns.dnssec_ok)
@@ -235,6 +257,7 @@ impl<'a> View<'a> {
             flags: self.flags,
             question: Some(self.question),
             edns: self.edns,
+            reply_cookie: self.reply_cookie,
             rcode,
             ede: None,
             is_any: false,
@@ -260,6 +283,7 @@ pub struct Refusal<'a> {
     flags: u16,
     question: Option<&'a [u8]>,
     edns: Option<Edns>,
+    reply_cookie: Option<ReplyCookie>,
     rcode: u16,
     ede: Option<Ede>,
     is_any: bool,
@@ -322,9 +346,14 @@ impl Refusal<'_> {
             write_any_record(out);
         }
         if let Some(edns) = self.edns {
-            opt::write_opt_head(out, rcode, edns.dnssec_ok, self.ede.as_ref().map_or(0, Ede::option_len));
+            let cookie_len = self.reply_cookie.map_or(0, |_| ReplyCookie::OPTION_LEN);
+            let ede_len = self.ede.as_ref().map_or(0, Ede::option_len);
+            opt::write_opt_head(out, rcode, edns.dnssec_ok, ede_len + cookie_len);
             if let Some(ede) = &self.ede {
                 ede.write(out, true);
+            }
+            if let Some(cookie) = self.reply_cookie {
+                cookie.write(out);
             }
         }
     }
@@ -346,6 +375,8 @@ struct Scan<'a> {
     question: Option<&'a [u8]>,
     /// The first OPT whose owner is the root.
     opt: Option<OptFields>,
+    /// The first COOKIE option in it.
+    cookie: Option<&'a [u8]>,
     /// Everything parses, and nothing is left over.
     is_whole: bool,
     /// There are records in the answer or authority section.
@@ -356,7 +387,8 @@ impl<'a> Scan<'a> {
     fn of(packet: &'a [u8]) -> Self {
         let count = |at| u16_at(packet, at).unwrap_or_default();
         let foreign_count = u32::from(count(6)) + u32::from(count(8));
-        let mut scan = Self { question: None, opt: None, is_whole: false, has_foreign_sections: foreign_count > 0 };
+        let mut scan =
+            Self { question: None, opt: None, cookie: None, is_whole: false, has_foreign_sections: foreign_count > 0 };
         scan.is_whole = scan.read(packet, count(4), foreign_count, u32::from(count(10))).is_some();
         scan
     }
@@ -399,13 +431,13 @@ impl<'a> Scan<'a> {
     }
 
     /// Takes an OPT; returns whether it is the only one and parses.
-    fn take_opt(&mut self, opt: OptFields, rdata: &[u8]) -> bool {
+    fn take_opt(&mut self, opt: OptFields, rdata: &'a [u8]) -> bool {
         if self.opt.is_some() {
             return false;
         }
         self.opt = Some(opt);
         // Another version may lay its options out another way.
-        opt.version != 0 || Options::are_whole(rdata)
+        opt.version != 0 || opt::cookie_in(rdata).map(|cookie| self.cookie = cookie).is_some()
     }
 }
 
@@ -429,9 +461,11 @@ fn question_end(packet: &[u8], at: usize) -> Option<usize> {
     (end <= packet.len()).then_some(end)
 }
 
-// A refusal holds a header, the longest question, the HINFO record and an OPT with the longest EDE: always below the
+// A refusal holds a header, the longest question, the HINFO record and an OPT with the longest EDE and a cookie: always below the
 // 512 octets that any client takes.
-const _: () = assert!(HEADER_LEN + WIRE_LEN_MAX + 4 + 12 + ANY_HINFO.len() + OPT_LEN + opt::EDE_LEN + 64 <= 512);
+const _: () = assert!(
+    HEADER_LEN + WIRE_LEN_MAX + 4 + 12 + ANY_HINFO.len() + OPT_LEN + opt::EDE_LEN + 64 + ReplyCookie::OPTION_LEN <= 512
+);
 
 #[cfg(test)]
 mod tests;

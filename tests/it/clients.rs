@@ -124,3 +124,94 @@ async fn a_denied_client_hears_refused_or_nothing() {
     let closed = timeout(PATIENCE, stream.read(&mut [0])).await.expect("closed at once");
     assert!(matches!(closed, Ok(0) | Err(_)));
 }
+
+/// Sends octets of a question with a COOKIE option; returns the reply and the cookie in it.
+async fn ask_with(socket: &UdpSocket, cookie: &[u8]) -> Option<(Message, Vec<u8>)> {
+    let mut octets = question("a.example", RecordType::A).to_vec().unwrap();
+    let at = octets.len() - 2;
+    octets[at..].copy_from_slice(&(cookie.len() as u16 + 4).to_be_bytes());
+    octets.extend([0, 10]);
+    octets.extend((cookie.len() as u16).to_be_bytes());
+    octets.extend(cookie);
+    socket.send(&octets).await.unwrap();
+    let mut reply = [0; 1500];
+    let len = timeout(PATIENCE, socket.recv(&mut reply)).await.ok()?.unwrap();
+    // Our OPT comes last, and the cookie last in it.
+    let cookie = reply[..len].last_chunk::<28>().filter(|end| end.starts_with(&[0, 10, 0, 24]));
+    Some((Message::from_vec(&reply[..len]).unwrap(), cookie.map_or_else(Vec::new, |end| end[4..].to_vec())))
+}
+
+/// RFC 7873 §5.2: who shows a cookie of ours is answered however much it asks; a server with the same secret knows it.
+#[tokio::test]
+async fn a_cookie_of_ours_lifts_the_limit() {
+    let upstream = plain().await;
+    let limits = "rate-limit = 1\nrate-slip = 1\nrate-exempt = []\ncookie-secret-file = \"secret\"";
+    let setup = || {
+        let secret = "00112233445566778899aabbccddeeff\n";
+        Setup::new(upstream.addr).with("clients", limits).file("secret", secret).start()
+    };
+    let (greenlane, other) = (setup().await, setup().await);
+    let socket = client_at(Ipv4Addr::LOCALHOST, greenlane.dns).await;
+    let (reply, cookie) = ask_with(&socket, &[7; 8]).await.unwrap();
+    assert_eq!((reply.answers.len(), cookie.len()), (1, 24));
+    assert_eq!((&cookie[..8], &cookie[8..12]), (&[7; 8][..], &[1, 0, 0, 0][..]));
+    for _ in 0..20 {
+        let (reply, again) = ask_with(&socket, &cookie).await.unwrap();
+        assert_eq!((reply.answers.len(), &again), (1, &cookie));
+    }
+    let socket = client_at(Ipv4Addr::LOCALHOST, other.dns).await;
+    for _ in 0..20 {
+        assert_eq!(ask_with(&socket, &cookie).await.unwrap().0.answers.len(), 1);
+    }
+    // Beyond the limit, one that knows cookies gets BADCOOKIE with a good one, and others are sent to TCP.
+    let mut wrong = cookie.clone();
+    wrong[23] ^= 1;
+    let mut bad = None;
+    for _ in 0..100 {
+        let (reply, fresh) = ask_with(&socket, &wrong).await.unwrap();
+        if reply.metadata.response_code != ResponseCode::NoError {
+            bad = Some((reply, fresh));
+            break;
+        }
+    }
+    let (reply, fresh) = bad.expect("100 questions in less than 100 s");
+    assert_eq!(reply.metadata.response_code, ResponseCode::BADCOOKIE);
+    assert_eq!(ask_with(&socket, &fresh).await.unwrap().0.answers.len(), 1);
+    // A cookie of a length that none has (RFC 7873 §5.2.2).
+    let (reply, _) = ask_with(&client_at(Ipv4Addr::new(127, 0, 1, 1), other.dns).await, &[1; 9]).await.unwrap();
+    assert_eq!(reply.metadata.response_code, ResponseCode::FormErr);
+}
+
+/// Without a COOKIE option nothing is different, and without a secret nobody gets one.
+#[tokio::test]
+async fn cookies_are_for_those_who_ask_for_them() {
+    let upstream = plain().await;
+    let secret = "00112233445566778899aabbccddeeff\n";
+    let with = Setup::new(upstream.addr)
+        .with("clients", "cookie-secret-file = \"secret\"")
+        .file("secret", secret)
+        .start()
+        .await;
+    let without = Setup::new(upstream.addr).start().await;
+    let mut octets = question("a.example", RecordType::A).to_vec().unwrap();
+    octets[..2].copy_from_slice(&[0, 7]);
+    assert_eq!(with.udp(&octets).await.unwrap(), without.udp(&octets).await.unwrap());
+    let socket = client_at(Ipv4Addr::LOCALHOST, without.dns).await;
+    assert_eq!(ask_with(&socket, &[7; 8]).await.unwrap().1, [0; 0]);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_none_is_told_at_the_start() {
+    let folder = Setup::new(([127, 0, 0, 1], 1).into())
+        .with("clients", "cookie-secret-file = \"secret\"")
+        .file("secret", "too short\n")
+        .write();
+    for command in ["serve", "check"] {
+        let said = crate::harness::greenlane().arg(command).arg("-c").arg(folder.path().join("config.toml")).output();
+        let said = said.unwrap();
+        let text = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(2), "{text}");
+        assert!(text.contains("secret:1: expected a secret of 32 hexadecimal digits"), "{text}");
+        assert!(!text.contains("too short"), "{text}");
+    }
+}

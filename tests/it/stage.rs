@@ -257,7 +257,7 @@ async fn ask(pipeline: Pipeline, clock: Clock, query: Message, client: Ipv4Addr)
         Tried::Miss => {
             let (sender, reply) = oneshot::channel();
             let tell = move |octets: &[u8]| drop(sender.send(octets.to_vec()));
-            pipeline.resolve_then(&octets, Transport::Tcp, IpAddr::V4(client), &Handle::current(), tell);
+            pipeline.resolve_then((&octets, None), Transport::Tcp, IpAddr::V4(client), &Handle::current(), tell);
             out = reply.await.expect("every packet is answered");
         }
     }
