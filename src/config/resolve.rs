@@ -264,6 +264,7 @@ fn forward(raw: &Raw<'_>, listen: &listen::Options, faults: &mut Faults) -> forw
         strategy: entries.read(&table::FORWARD_STRATEGY, faults).unwrap_or(default.strategy),
         timeout: entries.read(&table::FORWARD_TIMEOUT, faults).unwrap_or(default.timeout),
         trust_ad: entries.read(&table::FORWARD_TRUST_AD, faults).unwrap_or(default.trust_ad),
+        case_randomization: entries.read(&table::FORWARD_CASE_RANDOMIZATION, faults).unwrap_or_default(),
         routes: routes(raw, listen, faults),
     }
 }

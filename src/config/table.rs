@@ -167,8 +167,8 @@ keys! {
     /// How long a question may take over all its tries; then the client gets SERVFAIL.
     FORWARD_TIMEOUT: Duration = "forward.timeout", Built, Default(r#""8s""#),
         |item, faults| item.duration(Duration::from_millis(100)..=Duration::from_secs(60), faults);
-    /// Random letter case in questions over UDP, against forged answers; some upstreams do not echo it.
-    FORWARD_CASE_RANDOMIZATION: bool = "forward.case-randomization", Later, Default("false"), |item, faults| item.flag(faults);
+    /// Random letter case in questions over UDP, against forged answers; upstreams that do not repeat it are let off.
+    FORWARD_CASE_RANDOMIZATION: bool = "forward.case-randomization", Built, Default("false"), |item, faults| item.flag(faults);
     /// Whose AD bit reaches clients: "auto" (encrypted or loopback upstreams), "always" or "never".
     FORWARD_TRUST_AD: TrustAd = "forward.trust-ad", Built, Default(r#""auto""#),
         |item, faults| {

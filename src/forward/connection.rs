@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::hopes::{Broken, Courier, Hope, Hopes, Leaves, Place, tell_due};
+use super::letters::Letters;
 use super::message::{Manner, query};
 use crate::wire::Question;
 
@@ -104,7 +105,7 @@ impl Connection {
         hope: Box<dyn Hope>,
     ) -> Option<Place> {
         let shared = &*self.0.0;
-        let enlisted = shared.hopes.lock().enlist(question, due, hope);
+        let enlisted = shared.hopes.lock().enlist(question, Letters::ANY, due, hope);
         let id = match enlisted {
             Ok(id) => id,
             Err(hope) => {
@@ -112,7 +113,7 @@ impl Connection {
                 return None;
             }
         };
-        let octets = query(id, question, manner);
+        let octets = query(id, question, Letters::ANY, manner);
         let is_first = {
             let mut queued = shared.queued.lock();
             let is_first = queued.is_empty();
@@ -217,8 +218,8 @@ impl Shared {
         {
             let taken = self.hopes.lock().claim(reply);
             match taken {
-                Some(hope) => hope.replied(reply),
-                None => self.mismatches.inc(),
+                Ok((hope, _)) => hope.replied(reply),
+                Err(_) => self.mismatches.inc(),
             }
             rest = next;
         }

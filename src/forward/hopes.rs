@@ -15,7 +15,8 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::message::is_reply;
+use super::letters::Letters;
+use super::message::{is_in_letters, is_reply};
 use crate::wire::Question;
 
 /// Why there will be no reply.
@@ -26,6 +27,15 @@ impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Self {
         Self(error.to_string())
     }
+}
+
+/// Why nobody gets what came; the wait goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stray {
+    /// Nobody asked this question under this id.
+    Unasked,
+    /// Somebody did, in other letters.
+    OtherLetters,
 }
 
 /// Whoever waits for a reply.
@@ -52,6 +62,7 @@ pub(super) struct Hopes {
 
 struct Wait {
     question: Arc<Question>,
+    letters: Letters,
     /// When the one who waits wants to hear that nothing came.
     due: Option<Instant>,
     /// Away for the moment in which it is told that it is due.
@@ -68,6 +79,7 @@ impl Hopes {
     pub(super) fn enlist(
         &mut self,
         question: &Arc<Question>,
+        letters: Letters,
         due: Option<Instant>,
         hope: Box<dyn Hope>,
     ) -> Result<u16, Box<dyn Hope>> {
@@ -76,14 +88,19 @@ impl Hopes {
         }
         self.uses += 1;
         let id = self.draw_id();
-        self.by_id.insert(id, Wait { question: Arc::clone(question), due, hope: Some(hope) });
+        self.by_id.insert(id, Wait { question: Arc::clone(question), letters, due, hope: Some(hope) });
         Ok(id)
     }
 
-    /// Takes out who waits under `id` for this reply; `None` if nobody does.
-    pub(super) fn claim(&mut self, reply: &[u8]) -> Option<Box<dyn Hope>> {
-        let id = u16::from_be_bytes(*reply.first_chunk()?);
-        if is_reply(reply, &self.by_id.get(&id)?.question) { self.take(id) } else { None }
+    /// Takes out who waits for this reply, and tells how its letters were drawn.
+    pub(super) fn claim(&mut self, reply: &[u8]) -> Result<(Box<dyn Hope>, Letters), Stray> {
+        let id = u16::from_be_bytes(*reply.first_chunk().ok_or(Stray::Unasked)?);
+        let wait = self.by_id.get(&id).filter(|wait| is_reply(reply, &wait.question)).ok_or(Stray::Unasked)?;
+        let letters = wait.letters;
+        if !is_in_letters(reply, &wait.question, letters) {
+            return Err(Stray::OtherLetters);
+        }
+        self.take(id).map(|hope| (hope, letters)).ok_or(Stray::Unasked)
     }
 
     /// Takes out who waits under `id`, if anybody does.

@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Truncated,
     /// Not a try: a packet that answered another question and was dropped.
     Mismatch,
+    /// Not a try: a packet that answered the question in other letters and was dropped.
+    Letters,
     /// SERVFAIL.
     Servfail,
     /// REFUSED.
@@ -26,12 +28,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Timeout,
         Self::Network,
         Self::Malformed,
         Self::Truncated,
         Self::Mismatch,
+        Self::Letters,
         Self::Servfail,
         Self::Refused,
         Self::Rcode,
@@ -44,6 +47,7 @@ impl Kind {
             Self::Malformed => "malformed",
             Self::Truncated => "truncated",
             Self::Mismatch => "mismatch",
+            Self::Letters => "letters",
             Self::Servfail => "servfail",
             Self::Refused => "refused",
             Self::Rcode => "rcode",
@@ -56,6 +60,7 @@ impl Kind {
 pub(super) struct Metrics {
     seconds: HistogramVec,
     failures: IntCounterVec,
+    let_off: IntCounterVec,
     /// Questions put to a second upstream because the first was late.
     pub(super) hedges: IntCounter,
 }
@@ -72,9 +77,14 @@ impl Metrics {
             "greenlane_forward_upstream_failures_total",
             "Tries that gave no usable reply, by the upstream's place in the configuration and what went wrong.",
         );
+        let let_off = Opts::new(
+            "greenlane_forward_case_fallbacks_total",
+            "How often questions went out without random letter case for an hour, as the upstream did not repeat it.",
+        );
         Self {
             seconds: registry.add(HistogramVec::new(seconds, &["upstream"])),
             failures: registry.add(IntCounterVec::new(failures, &["upstream", "kind"])),
+            let_off: registry.add(IntCounterVec::new(let_off, &["upstream"])),
             hedges: registry.add(IntCounter::new(
                 "greenlane_forward_hedges_total",
                 "Questions put to a second upstream beside the first because that was later than 19 of 20 replies.",
@@ -86,6 +96,7 @@ impl Metrics {
     pub(super) fn of(&self, place: &str) -> Tally {
         Tally {
             seconds: self.seconds.with_label_values(&[place]),
+            let_off: self.let_off.with_label_values(&[place]),
             failures: Kind::ALL.map(|kind| self.failures.with_label_values(&[place, kind.label()])),
         }
     }
@@ -96,6 +107,8 @@ impl Metrics {
 pub(super) struct Tally {
     /// Latency of every reply that could be walked.
     pub(super) seconds: Histogram,
+    /// How often it was let off repeating letters.
+    pub(super) let_off: IntCounter,
     failures: [IntCounter; Kind::ALL.len()],
 }
 
@@ -108,7 +121,11 @@ impl Tally {
 
     /// Returns how many tries failed in all.
     pub(super) fn failed(&self) -> u64 {
-        Kind::ALL.into_iter().filter(|&kind| kind != Kind::Mismatch).map(|kind| self.failures(kind).get()).sum()
+        Kind::ALL
+            .into_iter()
+            .filter(|&kind| !matches!(kind, Kind::Mismatch | Kind::Letters))
+            .map(|kind| self.failures(kind).get())
+            .sum()
     }
 }
 

@@ -5,6 +5,7 @@
 
 use smallvec::SmallVec;
 
+use super::letters::Letters;
 use crate::wire::{HEADER_LEN, Question, rcode};
 
 /// The UDP size we advertise: what passes every path without fragments (RFC 9715).
@@ -25,8 +26,8 @@ pub(super) struct Manner {
 /// A query on the stack.
 pub(super) type Query = SmallVec<[u8; QUERY_LEN_MAX]>;
 
-/// Writes the query: RD, CD as asked, one OPT of our own without options. The labels go over as they are.
-pub(super) fn query(id: u16, question: &Question, manner: Manner) -> Query {
+/// Writes the query: RD, CD as asked, one OPT of our own without options. The name goes over as it is, in `letters`.
+pub(super) fn query(id: u16, question: &Question, letters: Letters, manner: Manner) -> Query {
     let bits = u8::from(manner.authentic_data) << 5 | u8::from(question.checking_disabled) << 4;
     let [id_high, id_low] = id.to_be_bytes();
     let head = [id_high, id_low, 0x01, bits, 0, 1, 0, 0, 0, 0, 0, u8::from(manner.edns)];
@@ -38,6 +39,7 @@ pub(super) fn query(id: u16, question: &Question, manner: Manner) -> Query {
     let opt = [0, 0, 41, size_high, size_low, 0, 0, dnssec_ok, 0, 0, 0];
     let mut octets = Query::from_slice(&head);
     octets.extend_from_slice(question.name.as_wire());
+    letters.apply(&mut octets[HEADER_LEN..]);
     octets.extend_from_slice(&[type_high, type_low, class_high, class_low]);
     if manner.edns {
         octets.extend_from_slice(&opt);
@@ -62,6 +64,16 @@ pub(super) fn is_reply(reply: &[u8], question: &Question) -> bool {
         0 => is_bare_refusal(reply),
         1 => repeats(&reply[HEADER_LEN..], question),
         _ => false,
+    }
+}
+
+/// Returns whether `reply`, which is one to `question`, repeats its name in the letters in which it was sent.
+pub(super) fn is_in_letters(reply: &[u8], question: &Question, letters: Letters) -> bool {
+    let name = question.name.as_wire();
+    // A bare refusal repeats no name.
+    match reply.get(HEADER_LEN..HEADER_LEN + name.len()) {
+        Some(repeated) => letters.are_in(repeated, name),
+        None => true,
     }
 }
 
@@ -117,10 +129,10 @@ mod tests {
     #[test]
     fn query_is_a_header_the_question_and_an_opt() {
         let asked = Question { dnssec_ok: true, checking_disabled: true, ..question() };
-        let plain = query(0x1234, &asked, Manner { edns: false, authentic_data: false });
+        let plain = query(0x1234, &asked, Letters::ANY, Manner { edns: false, authentic_data: false });
         assert_eq!(&plain[..HEADER_LEN], b"\x12\x34\x01\x10\x00\x01\x00\x00\x00\x00\x00\x00");
         assert_eq!(&plain[HEADER_LEN..], OCTETS);
-        let rich = query(0, &asked, Manner { edns: true, authentic_data: true });
+        let rich = query(0, &asked, Letters::ANY, Manner { edns: true, authentic_data: true });
         assert_eq!(&rich[..HEADER_LEN], b"\x00\x00\x01\x30\x00\x01\x00\x00\x00\x00\x00\x01");
         assert_eq!(&rich[HEADER_LEN + OCTETS.len()..], b"\x00\x00\x29\x04\xd0\x00\x00\x80\x00\x00\x00");
         assert!(!rich.spilled());
@@ -131,7 +143,7 @@ mod tests {
         let labels = format!("{0}.{0}.{0}.{1}.", "a".repeat(63), "b".repeat(61));
         let asked = Question { name: Name::parse(&labels).unwrap(), ..question() };
         assert_eq!(asked.name.as_wire().len(), 255);
-        assert!(!query(0, &asked, Manner { edns: true, authentic_data: true }).spilled());
+        assert!(!query(0, &asked, Letters::ANY, Manner { edns: true, authentic_data: true }).spilled());
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! what follows happens where the reply was read (`quick`): in the thread that asked, if it has an [`Exchange`] of its
 //! own. Whatever else comes up goes over to the race, the try that was begun included.
 //!
-//! What is asked upstream: the question with RD and a fresh random id, CD as the client set it, and one OPT of our
+//! What is asked upstream: the question with RD and a fresh random id (over UDP in random letters, if wanted: `letters`), CD as the client set it, and one OPT of our
 //! own with DO as the client set it, 1232 octets and no option; nothing else of the client's query. AD is set when
 //! the upstream's AD bit is believed ([`TrustAd`]), since only then is the reply's of use (RFC 6840 §5.7).
 //!
@@ -27,6 +27,7 @@ mod connection;
 mod group;
 mod health;
 mod hopes;
+mod letters;
 mod measure;
 mod message;
 mod quick;
@@ -170,6 +171,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Whose AD bit passes.
     pub trust_ad: TrustAd,
+    /// Whether the letters of questions over UDP are drawn at random, so that who forges a reply must guess them.
+    pub case_randomization: bool,
     /// Zones with upstreams of their own.
     pub routes: Vec<Route>,
 }
@@ -192,6 +195,7 @@ impl Default for Options {
             strategy: Strategy::default(),
             timeout: Duration::from_secs(8),
             trust_ad: TrustAd::default(),
+            case_randomization: false,
             routes: Vec::new(),
         }
     }
@@ -390,6 +394,7 @@ impl Forward {
         let maker = Maker {
             strategy: options.strategy,
             trust_ad: options.trust_ad,
+            case_randomization: options.case_randomization,
             rules,
             tls: Arc::new(tls::client_config(roots)?),
             sockets_max: (udp::sockets_max() / upstream_count.max(1)).max(SOCKETS_MIN),
@@ -416,6 +421,7 @@ impl Forward {
 struct Maker {
     strategy: Strategy,
     trust_ad: TrustAd,
+    case_randomization: bool,
     rules: Rules,
     tls: Arc<rustls::ClientConfig>,
     /// Of each upstream: a dead one must not keep the sockets that the others need.
@@ -455,6 +461,7 @@ impl Maker {
             place,
             tls,
             rules: Rules { trust_ad, ..self.rules },
+            case_randomization: self.case_randomization,
             sockets_max: self.sockets_max,
             reader: self.reader.clone().filter(|_| upstream.protocol == Protocol::Udp),
             clock: self.clock.clone(),

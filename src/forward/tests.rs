@@ -1,5 +1,6 @@
 //! Tests of asking, against scripted upstreams on loopback. Bounds on time are generous: two cores, many tests.
 
+mod letters;
 #[path = "../../tests/it/upstream.rs"]
 pub(crate) mod scripted;
 mod udp;
@@ -39,6 +40,7 @@ fn options(upstreams: Vec<Upstream>) -> Options {
         strategy: Strategy::Ordered,
         timeout: Duration::from_secs(8),
         trust_ad: TrustAd::Auto,
+        case_randomization: false,
         routes: Vec::new(),
     }
 }

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::health::Health;
 use super::hopes::{Broken, Hope, Leaves, Place};
+use super::letters::Repeats;
 use super::measure::{Kind, Tally};
 use super::message::{Manner, is_bare_refusal, is_truncated};
 use super::udp::{Datagrams, Started};
@@ -58,6 +59,8 @@ pub(super) struct Setting {
     pub(super) tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
     /// How its answers are walked, its AD bit included.
     pub(super) rules: Rules,
+    /// Whether letters are drawn for its questions; with [`Protocol::Udp`] only.
+    pub(super) case_randomization: bool,
     /// Its metrics.
     pub(super) tally: Tally,
     /// The bound on its open UDP sockets, and who reads them; with [`Protocol::Udp`] only.
@@ -86,8 +89,10 @@ type Connecting = Shared<BoxFuture<'static, Result<Connection, Broken>>>;
 impl Peer {
     /// Makes an upstream that was never asked.
     pub(super) fn new(upstream: Upstream, setting: Setting) -> Self {
-        let mismatches = setting.tally.failures(Kind::Mismatch).clone();
-        let ports = |reader| Datagrams::new(upstream.addr, setting.sockets_max, mismatches, reader);
+        let ports = |reader| {
+            let repeats = Repeats::new(setting.case_randomization, setting.clock.clone());
+            Datagrams::new(upstream.addr, setting.sockets_max, repeats, setting.tally.clone(), reader)
+        };
         Self {
             datagrams: setting.reader.clone().map(ports),
             upstream,

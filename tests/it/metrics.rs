@@ -25,6 +25,7 @@ const METRICS: [(&str, &str); 48] = [
     ("greenlane_export_commands_total", "counter"),
     ("greenlane_export_file_writes_total", "counter"),
     ("greenlane_export_prefixes", "gauge"),
+    ("greenlane_forward_case_fallbacks_total", "counter"),
     ("greenlane_forward_hedges_total", "counter"),
     ("greenlane_forward_upstream_failures_total", "counter"),
     ("greenlane_forward_upstream_seconds", "histogram"),

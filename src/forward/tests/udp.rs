@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::forward::hopes::{Broken, Hope, Place};
+use crate::forward::letters::Repeats;
 use crate::forward::measure::{Kind, Metrics};
 use crate::forward::message::Manner;
 use crate::forward::udp::{Datagrams, Reader};
@@ -26,9 +27,10 @@ async fn short(forward: &Forward, question: Question) -> Result<Walked, Failure>
 #[tokio::test]
 async fn ports_and_ids_are_drawn_anew_and_ports_are_replaced() {
     let upstream = scripted::Upstream::start(answers([192, 0, 2, 1])).await;
-    let mismatches = Metrics::new(&Registry::new()).of("upstream-1").failures(Kind::Mismatch).clone();
+    let tally = Metrics::new(&Registry::new()).of("upstream-1");
     // Room for eight ports and eight that end.
-    let ports = Datagrams::new(upstream.addr, 16, mismatches, Arc::new(Reader::start().unwrap()));
+    let ports =
+        Datagrams::new(upstream.addr, 16, Repeats::new(false, clock()), tally, Arc::new(Reader::start().unwrap()));
     for number in 0..4000 {
         let asked = Arc::new(question(&format!("n{number}.example"), A));
         ports.ask(&asked, MANNER).await.unwrap();
@@ -51,8 +53,14 @@ async fn late_reply_to_an_abandoned_question_reaches_nobody() {
         _ => asked.a([192, 0, 2, 1]).after(Duration::from_millis(400)),
     })
     .await;
-    let mismatches = Metrics::new(&Registry::new()).of("upstream-1").failures(Kind::Mismatch).clone();
-    let ports = Datagrams::new(upstream.addr, 16, mismatches.clone(), Arc::new(Reader::start().unwrap()));
+    let tally = Metrics::new(&Registry::new()).of("upstream-1");
+    let ports = Datagrams::new(
+        upstream.addr,
+        16,
+        Repeats::new(false, clock()),
+        tally.clone(),
+        Arc::new(Reader::start().unwrap()),
+    );
     let asked = Arc::new(question("late.example", A));
     assert!(tokio::time::timeout(Duration::from_millis(50), ports.ask(&asked, MANNER)).await.is_err());
     // Somebody waits on every port when it comes.
@@ -63,7 +71,7 @@ async fn late_reply_to_an_abandoned_question_reaches_nobody() {
     for reply in futures_util::future::join_all(asking).await {
         assert_eq!(reply[reply.len() - 15..reply.len() - 11], [192, 0, 2, 1]);
     }
-    assert!(mismatches.get() <= 1);
+    assert!(tally.failures(Kind::Mismatch).get() <= 1);
 }
 
 #[tokio::test]
@@ -174,8 +182,8 @@ impl Hope for Ear {
 }
 
 fn ports(upstream: &scripted::Upstream, sockets_max: usize) -> Datagrams {
-    let mismatches = Metrics::new(&Registry::new()).of("upstream-1").failures(Kind::Mismatch).clone();
-    Datagrams::new(upstream.addr, sockets_max, mismatches, Arc::new(Reader::start().unwrap()))
+    let tally = Metrics::new(&Registry::new()).of("upstream-1");
+    Datagrams::new(upstream.addr, sockets_max, Repeats::new(false, clock()), tally, Arc::new(Reader::start().unwrap()))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@
 //!
 //! Each try goes out from a random port under a random id (RFC 5452 §9.2): from a fresh port as long as fewer than
 //! [`PORTS_MAX`] are open, else from one of those, and a port that was used 256 times or for 30 s is replaced by a
-//! fresh one. So a flood costs no socket a question, and a port that somebody found out is soon of no use to him.
+//! fresh one. If wanted, the letters of its name are drawn at random, too (`letters`). So a flood costs no socket a question, and a port that somebody found out is soon of no use to him.
 //!
 //! Whoever waits (see `hopes`) is told by the thread whose exchange has the port: its own where it has one, else the
 //! one thread that reads for all others.
@@ -17,7 +17,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use prometheus::IntCounter;
 use tokio::time::Instant;
 
 mod pool;
@@ -30,6 +29,8 @@ pub(super) use reader::{Reader, Started};
 use self::pool::Unplaced;
 use self::port::Line;
 use super::hopes::{Broken, Courier, Hope, Leaves, Place};
+use super::letters::Repeats;
+use super::measure::Tally;
 use super::message::Manner;
 use crate::wire::Question;
 
@@ -51,11 +52,17 @@ pub(super) struct Datagrams {
 
 impl Datagrams {
     /// Makes ready to ask `addr` over at most `sockets_max` sockets; none is opened yet.
-    pub(super) fn new(addr: SocketAddr, sockets_max: usize, mismatches: IntCounter, reader: Arc<Started>) -> Self {
+    pub(super) fn new(
+        addr: SocketAddr,
+        sockets_max: usize,
+        repeats: Repeats,
+        tally: Tally,
+        reader: Arc<Started>,
+    ) -> Self {
         // The other half is for retired ports on which stragglers wait.
         let ports_max = (sockets_max / 2).clamp(PORTS_MIN, PORTS_MAX);
         let (pools, open, open_max) = (AtomicUsize::new(0), AtomicUsize::new(0), sockets_max.max(ports_max));
-        Self { reader, line: Arc::new(Line { addr, ports_max, pools, mismatches, open, open_max }) }
+        Self { reader, line: Arc::new(Line { addr, ports_max, pools, repeats, tally, open, open_max }) }
     }
 
     /// Sends a question; `hope` hears what comes of it, of silence first at `due`. Returns where it waits, unless it
@@ -70,17 +77,18 @@ impl Datagrams {
         let common = self.reader.reader();
         let own = Reader::of_this_thread();
         let reader = own.as_ref().unwrap_or(common);
-        let enlisted = match reader.enlist(&self.line, Unplaced { question, now, due, hope }) {
+        let letters = self.line.repeats.draw();
+        let enlisted = match reader.enlist(&self.line, Unplaced { question, letters, now, due, hope }) {
             // Others have taken what ports there may be.
             Err((hope, _)) if own.is_some() => {
-                let asked = Unplaced { question, now, due, hope };
+                let asked = Unplaced { question, letters, now, due, hope };
                 common.enlist(&self.line, asked).map(|placed| (common, placed))
             }
             enlisted => enlisted.map(|placed| (reader, placed)),
         };
         match enlisted {
             Ok((reader, (port, id))) => {
-                let place = port.send(id, question, manner);
+                let place = port.send(id, (question, letters), manner);
                 reader.alert();
                 place
             }

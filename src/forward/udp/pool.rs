@@ -9,11 +9,13 @@ use tokio::time::Instant;
 use super::PORTS_MAX;
 use super::port::{Berth, Line, Port};
 use crate::forward::hopes::{Broken, Hope};
+use crate::forward::letters::Letters;
 use crate::wire::Question;
 
 /// A question on its way to a port.
 pub(super) struct Unplaced<'a> {
     pub(super) question: &'a Arc<Question>,
+    pub(super) letters: Letters,
     pub(super) now: Instant,
     /// When the one who waits wants to hear that nothing came.
     pub(super) due: Option<Instant>,
@@ -51,7 +53,7 @@ impl Pool {
     pub(super) fn enlist(&mut self, asked: Unplaced<'_>, open: impl Fn(Berth) -> io::Result<Arc<Port>>) -> Enlisted {
         /// Ports that are over are met once each, full ones only in a flood.
         const DRAWS_MAX: usize = 2 * PORTS_MAX;
-        let Unplaced { question, now, due, mut hope } = asked;
+        let Unplaced { question, letters, now, due, mut hope } = asked;
         for _ in 0..DRAWS_MAX {
             let (at, port) = match self.draw(&open) {
                 Ok((at, Some(port))) => (at, port),
@@ -61,7 +63,7 @@ impl Pool {
                 }
                 Err(error) => return Err((hope, error.into())),
             };
-            match port.enlist(question, (now, due), hope) {
+            match port.enlist((question, letters), (now, due), hope) {
                 Ok(id) => return Ok((port, id)),
                 Err(back) => hope = back,
             }

@@ -12,10 +12,11 @@ use std::time::Duration;
 use mio::Token;
 use mio::net::UdpSocket;
 use parking_lot::Mutex;
-use prometheus::IntCounter;
 use tokio::time::Instant;
 
-use crate::forward::hopes::{Broken, Hope, Hopes, Place, tell_due};
+use crate::forward::hopes::{Broken, Hope, Hopes, Place, Stray, tell_due};
+use crate::forward::letters::{Letters, Repeats};
+use crate::forward::measure::{Kind, Tally};
 use crate::forward::message::{Manner, query};
 use crate::wire::Question;
 
@@ -37,8 +38,10 @@ pub(super) struct Line {
     pub(super) ports_max: usize,
     /// How many exchanges draw from some.
     pub(super) pools: AtomicUsize,
-    /// Packets that answered another question.
-    pub(super) mismatches: IntCounter,
+    /// Whether its letters come back.
+    pub(super) repeats: Repeats,
+    /// Where packets that answer nobody are counted.
+    pub(super) tally: Tally,
     /// Ports open now, retired ones included.
     pub(super) open: AtomicUsize,
     /// How many may be.
@@ -46,6 +49,23 @@ pub(super) struct Line {
 }
 
 impl Line {
+    /// Counts what answers nobody, and lets the upstream off that keeps changing letters.
+    fn note_stray(&self, stray: Stray) {
+        match stray {
+            Stray::Unasked => self.tally.failures(Kind::Mismatch).inc(),
+            Stray::OtherLetters => {
+                self.tally.failures(Kind::Letters).inc();
+                if self.repeats.changed() {
+                    self.tally.let_off.inc();
+                    tracing::warn!(
+                        upstream = %self.addr,
+                        "upstream does not repeat letter case; for an hour its questions go out without"
+                    );
+                }
+            }
+        }
+    }
+
     /// Returns how many ports one exchange may draw from.
     pub(super) fn share(&self) -> usize {
         (self.ports_max / self.pools.load(Ordering::Relaxed).max(1)).max(1)
@@ -107,13 +127,13 @@ impl Port {
     /// Takes a question in; gives its hope back if this port takes no more, or is too old.
     pub(super) fn enlist(
         &self,
-        question: &Arc<Question>,
+        (question, letters): (&Arc<Question>, Letters),
         (now, due): (Instant, Option<Instant>),
         hope: Box<dyn Hope>,
     ) -> Result<u16, Box<dyn Hope>> {
         let mut hopes = self.hopes.lock();
         self.retire_if_old(&mut hopes, now);
-        let id = hopes.enlist(question, due, hope)?;
+        let id = hopes.enlist(question, letters, due, hope)?;
         if hopes.uses >= USES_MAX {
             self.retire(&mut hopes);
         }
@@ -122,8 +142,8 @@ impl Port {
 
     /// Sends the question that was enlisted under `id`; returns where its reply is waited for. Without a place its
     /// hope has heard that there is none.
-    pub(super) fn send(&self, id: u16, question: &Question, manner: Manner) -> Option<Place> {
-        let octets = query(id, question, manner);
+    pub(super) fn send(&self, id: u16, (question, letters): (&Question, Letters), manner: Manner) -> Option<Place> {
+        let octets = query(id, question, letters, manner);
         let mut sent = self.socket.send(&octets);
         if let Err(error) = &sent
             && error.kind() == io::ErrorKind::ConnectionRefused
@@ -186,8 +206,11 @@ impl Port {
             (hopes.claim(reply), !hopes.is_empty())
         };
         match taken {
-            Some(hope) => hope.replied(reply),
-            None => self.berth.0.mismatches.inc(),
+            Ok((hope, letters)) => {
+                self.berth.0.repeats.kept(letters);
+                hope.replied(reply);
+            }
+            Err(stray) => self.berth.0.note_stray(stray),
         }
         is_waiting
     }
