@@ -137,7 +137,7 @@ fn tls(
     }
 }
 
-/// `[clients]` but what it says of connections.
+/// `[clients]` but what it says of connections, and `listen.proxy-protocol`.
 fn clients(entries: &Entries<'_>, folder: &Path, default: access::Options, faults: &mut Faults) -> access::Options {
     access::Options {
         allow: entries.read(&table::CLIENTS_ALLOW, faults).unwrap_or(default.allow),
@@ -153,6 +153,7 @@ fn clients(entries: &Entries<'_>, folder: &Path, default: access::Options, fault
             len6: entries.read(&table::CLIENTS_RATE_PREFIX6, faults).unwrap_or(default.rate.len6),
             exempt: entries.read(&table::CLIENTS_RATE_EXEMPT, faults).unwrap_or(default.rate.exempt),
         },
+        balancers: entries.read(&table::LISTEN_PROXY_PROTOCOL, faults).unwrap_or(default.balancers),
         cookie_secret_file: entries.read(&table::CLIENTS_COOKIE_SECRET_FILE, faults).map(|path| start_at(folder, path)),
     }
 }

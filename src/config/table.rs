@@ -106,8 +106,8 @@ keys! {
     LISTEN_WEB: Option<SocketAddr> = "listen.web", Built, Default(r#""127.0.0.1:8053""#), |item, faults| item.socket_or_off(faults);
     /// Threads that read UDP, for each address of listen.dns; 0 for one a core.
     LISTEN_THREADS: u16 = "listen.threads", Built, Default("0"), |item, faults| item.number(0..=1024, faults);
-    /// Prefixes of load balancers that may send a PROXY header.
-    LISTEN_PROXY_PROTOCOL: Vec<Prefix> = "listen.proxy-protocol", Later, Default("[]"), |item, faults| item.prefixes(faults);
+    /// Prefixes of load balancers: a PROXY header (version 2) is demanded of them, and tells who the client is.
+    LISTEN_PROXY_PROTOCOL: Vec<Prefix> = "listen.proxy-protocol", Built, Default("[]"), |item, faults| item.prefixes(faults);
 
     /// The certificate and its chain, PEM.
     TLS_CERTIFICATE: Located<PathBuf> = "tls.certificate", Built, Absent(r#""/etc/greenlane/fullchain.pem""#), |item, faults| item.located_path(faults);

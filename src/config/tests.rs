@@ -111,6 +111,7 @@ fn every_built_key_reaches_its_option() {
         [listen]
         dns = ["192.0.2.1:53", "127.0.0.1:5300"]
         web = "192.0.2.1:80"
+        proxy-protocol = ["192.0.2.8/32"]
         [clients]
         allow = ["192.0.2.0/24"]
         deny = ["192.0.2.9/32"]
@@ -201,6 +202,7 @@ fn every_built_key_reaches_its_option() {
                 len6: 64,
                 exempt: vec![host("192.0.2.1/32")],
             },
+            balancers: vec![host("192.0.2.8/32")],
             cookie_secret_file: Some(PathBuf::from("keys/cookie")),
         }
     );

@@ -47,6 +47,8 @@ pub struct Options {
     pub refuse: Refuse,
     /// How much one client may ask over UDP.
     pub rate: rate::Options,
+    /// Load balancers, of which a PROXY header is demanded and believed.
+    pub balancers: Vec<Prefix>,
     /// The file of the secrets of cookies.
     pub cookie_secret_file: Option<PathBuf>,
 }
@@ -60,6 +62,7 @@ impl Default for Options {
             deny: Vec::new(),
             refuse: Refuse::default(),
             rate: rate::Options::default(),
+            balancers: Vec::new(),
             cookie_secret_file: None,
         }
     }
@@ -109,6 +112,12 @@ impl Rules {
         let client = client.to_canonical();
         let has = |prefixes: &[Prefix]| prefixes.iter().any(|prefix| prefix.contains(client));
         has(&self.0.options.allow) && !has(&self.0.options.deny)
+    }
+
+    /// Returns whether `peer` is a load balancer, whose PROXY header tells the client.
+    pub fn is_balancer(&self, peer: IpAddr) -> bool {
+        let balancers = &self.0.options.balancers;
+        !balancers.is_empty() && balancers.iter().any(|prefix| prefix.contains(peer.to_canonical()))
     }
 
     /// Returns whether those who may not ask hear nothing.

@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use super::access::Rules;
 use super::cookie::Shown;
 use super::meter::{Dropped, Way};
+use super::proxy::{self, Header};
 use super::rate::{Limiter, Verdict};
 use super::{Access, Meter};
 use crate::clock::{Clock, Stopwatch, Timestamp};
@@ -100,6 +101,20 @@ impl Moment<'_> {
         let took = self.began.elapsed();
         for (transport, count) in Transport::ALL.into_iter().zip(self.answered).filter(|one| one.1 > 0) {
             self.front.meter.answered(transport, Way::Hit, took, count);
+        }
+    }
+
+    /// Returns what a datagram asks and who asks it: a load balancer tells both. `None` if it does not.
+    pub(super) fn sender<'p>(&self, datagram: &'p [u8], peer: IpAddr) -> Option<(&'p [u8], IpAddr)> {
+        if !self.rules.is_balancer(peer) {
+            return Some((datagram, peer));
+        }
+        match proxy::read(datagram) {
+            Header::Whole { client, len } => Some((datagram.get(len..)?, client.unwrap_or(peer))),
+            Header::Partial | Header::Malformed => {
+                self.front.meter.dropped(Dropped::Nonsense);
+                None
+            }
         }
     }
 

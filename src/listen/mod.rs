@@ -25,6 +25,7 @@ pub mod hickory;
 mod meter;
 mod open;
 pub mod plain;
+mod proxy;
 pub mod rate;
 mod secure;
 pub mod streams;

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use super::meter::{Dropped, Way};
 use super::open::Seat;
+use super::proxy::{self, Header};
 use super::tls::{HANDSHAKE_TIME_MAX, Identity, Use};
 use super::{Front, Open, doh};
 use crate::clock::Stopwatch;
@@ -38,6 +39,9 @@ pub(super) const IDLE: Duration = Duration::from_secs(20);
 
 /// A client that does not take its answers for this long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a load balancer may take to say whose connection it is.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Once the daemon is about to end, a connection that is silent for this long is closed: what its client sent before is
 /// read by then.
@@ -165,17 +169,45 @@ impl Streams {
 
     fn welcome(&self, stream: TcpStream, client: SocketAddr, stop: &CancellationToken) {
         let rules = self.front.access.look();
-        if rules.is_silent() && !rules.may_ask(client.ip()) {
+        let is_balancer = rules.is_balancer(client.ip());
+        if !is_balancer && rules.is_silent() && !rules.may_ask(client.ip()) {
             return self.front.meter.dropped(Dropped::Denied);
         }
         // Answers are written whole; waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
         let seat = self.open.enter(client.ip(), self.front.clock.now());
-        self.talking.spawn(self.clone().serve(stream, client, seat, stop.clone()));
+        let (this, stop) = (self.clone(), stop.clone());
+        if is_balancer {
+            self.talking.spawn(this.serve_balancer(stream, client.ip(), seat, stop));
+        } else {
+            self.talking.spawn(this.serve(stream, client.ip(), seat, stop));
+        }
+    }
+
+    /// Serves a connection of a load balancer, which tells first whose it is. Until then it counts as the balancer's.
+    async fn serve_balancer(self, mut stream: TcpStream, balancer: IpAddr, seat: Seat, stop: CancellationToken) {
+        let evict = seat.evict.clone();
+        let told = tokio::select! {
+            told = timeout(HEADER_PATIENCE, introduce(&mut stream)) => told.ok().flatten(),
+            () = evict.cancelled() => return self.front.meter.dropped(Dropped::Evicted),
+            () = async { stop.cancelled().await; sleep(LINGER_MAX).await } => None,
+        };
+        let Some(told) = told else { return self.front.meter.dropped(Dropped::Nonsense) };
+        let client = told.unwrap_or(balancer);
+        let (may_ask, is_silent) = {
+            let rules = self.front.access.look();
+            (rules.may_ask(client), rules.is_silent())
+        };
+        if is_silent && !may_ask {
+            return self.front.meter.dropped(Dropped::Denied);
+        }
+        drop(seat);
+        let seat = self.open.enter(client, self.front.clock.now());
+        self.serve(stream, client, seat, stop).await;
     }
 
     /// Serves one connection to its end.
-    async fn serve(self, stream: TcpStream, client: SocketAddr, seat: Seat, stop: CancellationToken) {
+    async fn serve(self, stream: TcpStream, client: IpAddr, seat: Seat, stop: CancellationToken) {
         self.front.meter.connections.inc();
         let evict = seat.evict.clone();
         tokio::select! {
@@ -189,13 +221,7 @@ impl Streams {
         self.front.meter.connections.dec();
     }
 
-    async fn enter(
-        &self,
-        stream: TcpStream,
-        client: SocketAddr,
-        seat: &Seat,
-        stop: &CancellationToken,
-    ) -> io::Result<()> {
+    async fn enter(&self, stream: TcpStream, client: IpAddr, seat: &Seat, stop: &CancellationToken) -> io::Result<()> {
         match &self.door {
             Door::Tcp => self.converse(stream, client, seat, stop).await,
             Door::Dot(acceptor) => {
@@ -204,24 +230,17 @@ impl Streams {
             }
             Door::Doh(acceptor) => {
                 let stream = shake_hands(acceptor, stream).await?;
-                Box::pin(doh::converse(&self.front, stream, client.ip(), seat, stop)).await
+                Box::pin(doh::converse(&self.front, stream, client, seat, stop)).await
             }
         }
     }
 
-    async fn converse<S>(
-        &self,
-        mut stream: S,
-        client: SocketAddr,
-        seat: &Seat,
-        stop: &CancellationToken,
-    ) -> io::Result<()>
+    async fn converse<S>(&self, mut stream: S, client: IpAddr, seat: &Seat, stop: &CancellationToken) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let (sender, mut answers) = mpsc::channel::<Vec<u8>>(PIPELINED_MAX);
-        let mut talk =
-            Talk { streams: self, client: client.ip(), sender, waiting: 0, reply: Vec::new(), out: Vec::new() };
+        let mut talk = Talk { streams: self, client, sender, waiting: 0, reply: Vec::new(), out: Vec::new() };
         let mut input = Frames::default();
         let mut is_open = true;
         // Both are made once: a timer or a listener made for each read would cost more than the answers to it.
@@ -271,6 +290,22 @@ impl Streams {
                 }
             }
         }
+    }
+}
+
+/// Reads the PROXY header in front of everything else, and no octet beyond it: what follows may be a TLS handshake. The
+/// client is `None` if the balancer speaks for itself. `None` if there is no such header.
+async fn introduce(stream: &mut TcpStream) -> Option<Option<IpAddr>> {
+    let mut octets = vec![0; proxy::HEAD_LEN];
+    stream.read_exact(&mut octets).await.ok()?;
+    if proxy::read(&octets) == Header::Partial {
+        let more = usize::from(u16::from_be_bytes([octets[14], octets[15]]));
+        octets.resize(proxy::HEAD_LEN + more, 0);
+        stream.read_exact(&mut octets[proxy::HEAD_LEN..]).await.ok()?;
+    }
+    match proxy::read(&octets) {
+        Header::Whole { client, .. } => Some(client),
+        Header::Partial | Header::Malformed => None,
     }
 }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use crate::harness::{PATIENCE, Setup, question};
+use crate::harness::{PATIENCE, Setup, question, read_frame, send_frame};
 use crate::upstream::Upstream;
 
 /// Long enough for any reply that is on its way on an idle machine; used only where a reply is no failure by itself.
@@ -214,4 +214,66 @@ async fn a_secret_that_is_none_is_told_at_the_start() {
         assert!(text.contains("secret:1: expected a secret of 32 hexadecimal digits"), "{text}");
         assert!(!text.contains("too short"), "{text}");
     }
+}
+
+/// A PROXY header of version 2 for a client with an IPv4 address.
+fn header(client: [u8; 4], transport: u8) -> Vec<u8> {
+    let mut octets = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+    octets.extend([0x10 | transport, 0, 12]);
+    octets.extend(client);
+    octets.extend([198, 51, 100, 1, 0x30, 0x39, 0, 53]);
+    octets
+}
+
+/// The client that a listed balancer names counts, over UDP and TCP; of others a header is no question.
+#[tokio::test]
+async fn a_listed_balancer_tells_who_asks() {
+    let upstream = plain().await;
+    let greenlane = Setup::new(upstream.addr)
+        .with("listen", "proxy-protocol = [\"127.0.0.2/32\"]")
+        .with("clients", "allow = [\"127.0.0.1/32\", \"192.0.2.0/24\"]")
+        .start()
+        .await;
+    let balancer = client_at(Ipv4Addr::new(127, 0, 0, 2), greenlane.dns).await;
+    let asked = question("a.example", RecordType::A).to_vec().unwrap();
+    let mut reply = [0; 1500];
+    for (client, rcode) in [([192, 0, 2, 7], ResponseCode::NoError), ([203, 0, 113, 7], ResponseCode::Refused)] {
+        // Missed, then kept.
+        for _ in 0..2 {
+            balancer.send(&[header(client, 2), asked.clone()].concat()).await.unwrap();
+            let len = timeout(PATIENCE, balancer.recv(&mut reply)).await.unwrap().unwrap();
+            assert_eq!(Message::from_vec(&reply[..len]).unwrap().metadata.response_code, rcode, "{client:?}");
+        }
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into()).unwrap();
+        let mut stream = socket.connect(greenlane.dns).await.unwrap();
+        // In two parts, and more than one question behind them.
+        let header = header(client, 1);
+        stream.write_all(&header[..9]).await.unwrap();
+        stream.flush().await.unwrap();
+        stream.write_all(&header[9..]).await.unwrap();
+        for _ in 0..2 {
+            send_frame(&mut stream, &asked).await;
+            let reply = read_frame(&mut stream).await.unwrap();
+            assert_eq!(Message::from_vec(&reply).unwrap().metadata.response_code, rcode, "{client:?}");
+        }
+    }
+    // Without a header the balancer is not heard.
+    const NONSENSE: &str = "greenlane_listen_dropped_total{reason=\"nonsense\"}";
+    balancer.send(&asked).await.unwrap();
+    greenlane.until_metric(NONSENSE, |count| count == 1.0).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into()).unwrap();
+    let mut stream = socket.connect(greenlane.dns).await.unwrap();
+    send_frame(&mut stream, &asked).await;
+    assert!(read_frame(&mut stream).await.is_none());
+    greenlane.until_metric(NONSENSE, |count| count == 2.0).await;
+    // Others are who they are, whatever they say.
+    let reply = greenlane.udp(&[header([192, 0, 2, 7], 2), asked.clone()].concat()).await.unwrap();
+    assert_ne!(Message::from_vec(&reply).unwrap().metadata.response_code, ResponseCode::NoError);
+    let stranger = client_at(Ipv4Addr::new(127, 0, 0, 3), greenlane.dns).await;
+    stranger.send(&[header([192, 0, 2, 7], 2), asked].concat()).await.unwrap();
+    let len = timeout(PATIENCE, stranger.recv(&mut reply.clone())).await.unwrap().unwrap();
+    assert!(len < 64, "no answer");
+    assert_eq!(ask(&stranger, "a.example", PATIENCE).await.unwrap().metadata.response_code, ResponseCode::Refused);
 }

@@ -137,22 +137,23 @@ struct Desk {
 impl Desk {
     /// Returns whether a datagram has its reply in `out`; a miss goes the slow way.
     fn judge(&self, moment: &mut Moment<'_>, datagram: &[u8], route: Route, door: &Door, out: &mut Vec<u8>) -> bool {
-        match moment.quick(datagram, Transport::Udp, route.client.ip(), out) {
+        let Some((datagram, client)) = moment.sender(datagram, route.client.ip()) else { return false };
+        match moment.quick(datagram, Transport::Udp, client, out) {
             Tried::Answered => true,
             Tried::Drop => false,
             Tried::Miss => {
-                self.hand_over(datagram, route, door, moment);
+                self.hand_over((datagram, client), route, door, moment);
                 false
             }
         }
     }
 
     /// Has a miss answered, its reply told from wherever it is made; when too many wait it is dropped and counted.
-    fn hand_over(&self, datagram: &[u8], route: Route, door: &Door, moment: &Moment<'_>) {
+    fn hand_over(&self, (datagram, client): (&[u8], IpAddr), route: Route, door: &Door, moment: &Moment<'_>) {
         let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
             return self.front.meter.dropped(Dropped::Overload);
         };
-        let (door, client, meter) = (door.clone(), route.client.ip(), self.front.meter.clone());
+        let (door, meter) = (door.clone(), self.front.meter.clone());
         let (began, brake) = (moment.began(), moment.brake(datagram, client));
         self.front.slow_then(datagram, Transport::Udp, client, &self.runtime, move |reply| {
             match brake {
