@@ -1,11 +1,16 @@
 //! DNS over TLS (RFC 7858).
 
+use std::sync::Arc;
+
 use hickory_proto::op::Message;
 use hickory_proto::rr::RecordType;
+use rustls::HandshakeKind;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
-use super::{NAME, Pair, connect, framed, kdig, place, read_frame, secured, send, slow_and_quick};
+use super::{NAME, Pair, client_of, connect, framed, kdig, place, read_frame, secured, send, slow_and_quick};
 use crate::harness::{PATIENCE, addresses, question, question_without_edns, tag};
 
 #[tokio::test]
@@ -100,6 +105,28 @@ async fn a_certificate_is_swapped_under_load_and_a_bad_one_is_said_once() {
     let log = greenlane.log();
     assert_eq!(log.matches("the old certificate stays in force").count(), 1, "{log}");
     assert!(!log.contains("half a key"));
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_resumes_its_session_by_either_version() {
+    let (upstream, pair) = (slow_and_quick().await, Pair::new(&[NAME]));
+    let greenlane = secured(&upstream, &pair).start().await;
+    let addr = place(&greenlane, "DoT on ");
+    let frame = framed(&question("a.example", RecordType::A).to_vec().unwrap());
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let connector = TlsConnector::from(Arc::new(client_of(&[version], &[&pair.der], &["dot"])));
+        let mut kinds = Vec::new();
+        for _ in 0..2 {
+            let stream = TcpStream::connect(addr).await.unwrap();
+            let mut stream = connector.connect(ServerName::try_from(NAME).unwrap(), stream).await.unwrap();
+            send(&mut stream, &frame).await;
+            // The ticket has come before the answer.
+            assert!(read_frame(&mut stream).await.is_some());
+            assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
+            kinds.push(stream.get_ref().1.handshake_kind());
+        }
+        assert_eq!(kinds[1], Some(HandshakeKind::Resumed), "{kinds:?}");
+    }
 }
 
 #[tokio::test]

@@ -77,10 +77,19 @@ fn place(greenlane: &Greenlane, before: &str) -> SocketAddr {
 }
 
 fn client(trusted: &[&CertificateDer<'static>], alpn: &[&str]) -> rustls::ClientConfig {
+    client_of(rustls::DEFAULT_VERSIONS, trusted, alpn)
+}
+
+/// The same with only these versions of TLS.
+fn client_of(
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    trusted: &[&CertificateDer<'static>],
+    alpn: &[&str],
+) -> rustls::ClientConfig {
     let mut roots = RootCertStore::empty();
     trusted.iter().for_each(|der| roots.add((*der).clone()).unwrap());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     config
