@@ -69,3 +69,19 @@ async fn an_upstream_that_is_down_is_probed_and_found_again() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test]
+async fn letters_go_out_at_random_and_the_clients_own_come_back() {
+    let upstream = Upstream::start(|asked| asked.a([192, 0, 2, 1])).await;
+    let forward = format!("upstreams = [\"udp://{}\"]\ncase-randomization = true", upstream.addr);
+    let greenlane = Setup::new(upstream.addr).only("forward", &forward).start().await;
+    let name = "A-Name-Of-Many-Letters.eXample.";
+    // The second is answered from the cache.
+    for _ in 0..2 {
+        let reply = greenlane.ask(name, RecordType::A).await;
+        assert_eq!(addresses(&reply), ["192.0.2.1"]);
+        assert_eq!(reply.queries[0].name().to_string(), name);
+    }
+    let sent = upstream.log()[0].qname().to_vec();
+    assert_ne!(sent, sent.to_ascii_lowercase());
+}
