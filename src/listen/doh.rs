@@ -26,7 +26,8 @@ use bytes::Bytes;
 use data_encoding::BASE64URL_NOPAD;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -152,10 +153,18 @@ impl Talk {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         let _under_way = UnderWay(self);
-        let is_head = request.method() == Method::HEAD;
-        let reply = match question(request).await {
+        let (request, mut body) = request.into_parts();
+        let is_head = request.method == Method::HEAD;
+        let reply = match question(&request, &mut body).await {
             Ok(message) => self.reply(&message).await,
-            Err(refused) => Err(refused),
+            Err(refused) => {
+                // A socket that is closed with octets unread may take the answer along. Who waits to be told to send them
+                // is not told.
+                if !request.headers.contains_key(EXPECT) {
+                    let _ = timeout(BODY_TIME_MAX, swallow(body)).await;
+                }
+                Err(refused)
+            }
         };
         match reply {
             Ok(reply) => respond(reply, is_head),
@@ -235,14 +244,25 @@ fn whole(status: StatusCode, body: Bytes, media_type: &'static str, is_head: boo
 }
 
 /// Takes the DNS message out of a request.
-async fn question(request: Request<Incoming>) -> Result<Bytes, Refused> {
-    if request.uri().path() != PATH {
+async fn question(request: &Parts, body: &mut Incoming) -> Result<Bytes, Refused> {
+    if request.uri.path() != PATH {
         return Err(Refused::Path);
     }
-    match *request.method() {
-        Method::GET | Method::HEAD => from_query(request.uri().query().unwrap_or_default()),
-        Method::POST => from_body(request).await,
+    match request.method {
+        Method::GET | Method::HEAD => from_query(request.uri.query().unwrap_or_default()),
+        Method::POST => from_body(&request.headers, body).await,
         _ => Err(Refused::Method),
+    }
+}
+
+/// Reads what is left of a body that nobody wants, up to a bound.
+async fn swallow(mut body: Incoming) {
+    let mut left = WINDOW_LEN as usize;
+    while let Some(Ok(frame)) = body.frame().await {
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+            Some(rest) => left = rest,
+            None => return,
+        }
     }
 }
 
@@ -260,14 +280,13 @@ fn from_query(query: &str) -> Result<Bytes, Refused> {
     }
 }
 
-async fn from_body(request: Request<Incoming>) -> Result<Bytes, Refused> {
-    let media_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+async fn from_body(headers: &HeaderMap, body: &mut Incoming) -> Result<Bytes, Refused> {
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // Parameters, which the type has none of, are ignored.
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
     if !media_type.eq_ignore_ascii_case(DNS_MESSAGE) {
         return Err(Refused::Type);
     }
-    let body = request.into_body();
     if body.size_hint().lower() > MESSAGE_LEN_MAX as u64 {
         return Err(Refused::Size);
     }

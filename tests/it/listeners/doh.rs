@@ -5,10 +5,10 @@ use hickory_proto::op::Message;
 use hickory_proto::rr::RecordType;
 use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::{NAME, Pair, connect, kdig, place, run, secured, send, slow_and_quick};
+use super::{NAME, Pair, connect, kdig, place, run, secured, slow_and_quick};
 use crate::harness::{PATIENCE, addresses, question, tag};
 use crate::upstream::{Upstream, record, wire_name};
 
@@ -32,9 +32,10 @@ async fn request(addr: SocketAddr, der: &CertificateDer<'static>, head: &str, bo
     let fields: String = fields.lines().map(|field| format!("{field}\r\n")).collect();
     let mut sent = format!("{line} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n{fields}\r\n").into_bytes();
     sent.extend_from_slice(body);
-    send(&mut stream, &sent).await;
-    let mut octets = Vec::new();
     // A server that has refused a body may close before it has read it.
+    let _ = stream.write_all(&sent).await;
+    let _ = stream.flush().await;
+    let mut octets = Vec::new();
     let _ = timeout(PATIENCE, stream.read_to_end(&mut octets)).await.expect("an end in time");
     let end = octets.windows(4).position(|four| four == b"\r\n\r\n").expect("a whole head");
     let head = String::from_utf8(octets[..end].to_vec()).unwrap().to_ascii_lowercase();
