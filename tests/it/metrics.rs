@@ -14,11 +14,7 @@ use crate::harness::{Greenlane, Setup, question};
 use crate::upstream::{A, AAAA, Upstream, record};
 
 /// Every metric there is, and its type.
-<<<<<<< ours
-const METRICS: [(&str, &str); 49] = [
-=======
 const METRICS: [(&str, &str); 48] = [
->>>>>>> theirs
     ("greenlane_build_info", "gauge"),
     ("greenlane_cache_bytes", "gauge"),
     ("greenlane_cache_entries", "gauge"),
@@ -326,7 +322,8 @@ async fn no_label_takes_a_name_or_an_address() {
     }
     let series: BTreeSet<_> = samples.iter().map(|sample| (sample.name.clone(), sample.labels.clone())).collect();
     assert_eq!(series.len(), samples.len(), "no series twice");
-    assert!(series.len() < 350, "{} series", series.len());
+    // Some fifty for each of five transports; far more would be a label that grows.
+    assert!(series.len() < 550, "{} series", series.len());
 }
 
 /// Returns whether a tool is there; says so if not.
