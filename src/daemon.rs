@@ -471,7 +471,8 @@ impl Daemon {
         self.pipeline.replace(current(&config, generation, &catalogue, forward, &self.certified));
         self.catalogue.store(Arc::clone(&catalogue));
         self.relisted.send_replace(Arc::clone(&catalogue));
-        if upstreams_change {
+        // What was answered at home is to be asked for now, or the other way.
+        if upstreams_change || config.special != loaded.config.special {
             self.pipeline.clear_cache();
         }
         self.warmed.send_replace(wanted);
@@ -717,7 +718,8 @@ fn current(
     forward: Arc<Forward>,
     certified: &Certified,
 ) -> Current {
-    let routes = config.forward.routes.iter().map(|route| route.zone.clone()).collect();
+    let routed = config.forward.routes.iter().map(|route| &route.zone);
+    let routes = routed.chain(&config.special).cloned().collect();
     let special = Special::new(routes).denying(config.policy).telling(certified.told());
     Current::new(generation, Arc::clone(catalogue), forward, special, clamps(config), config.tag)
         .with_ahead(config.cache.ahead)

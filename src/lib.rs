@@ -36,7 +36,7 @@
 //!    warm                                   pipeline, catalogue, learn's read side, wire, name, source, clock, metrics
 //!    web                                    export, set, catalogue, learn's read side, metrics
 //! 5  listen                                 pipeline, wire, metrics
-//! 6  config                                 source, prefix, name, and the `Options` that each part defines
+//! 6  config                                 source, prefix, name, policy's names, and the `Options` that each part defines
 //! 7  daemon, cli, main                      everything
 //! ```
 

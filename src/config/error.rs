@@ -60,6 +60,9 @@ pub(super) enum Fault {
     /// No URL of a cluster.
     #[error(transparent)]
     Cluster(#[from] UrlError),
+    /// A name that is no special-use zone, nor below one.
+    #[error("{name} is not answered at home, expected a special-use zone or a name below one, such as \"home.arpa\"")]
+    NotSpecial { name: String },
     /// Sets of nftables that cannot be filled as they are named.
     #[error(transparent)]
     Sets(#[from] SetsError),

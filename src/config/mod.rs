@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::name::Name;
 use crate::pipeline::TagOptions;
 use crate::source::{Location, Problem, Problems};
 use crate::{cache, catalogue, cluster, export, forward, learn, listen, policy, store, warm, web};
@@ -57,6 +58,8 @@ pub struct Config {
     pub web: web::Options,
     /// `[forward]`.
     pub forward: forward::Options,
+    /// `forward.special`: names that are not answered at home although they are special.
+    pub special: Vec<Name>,
     /// `[cache]`.
     pub cache: cache::Options,
     /// `[catalogue]` but `watch`; the path already starts at the file's folder.
@@ -146,6 +149,7 @@ impl Default for Config {
             policy: policy::Options::default(),
             web: web::Options { listen: Some(WEB_BY_DEFAULT), ..web::Options::default() },
             forward,
+            special: Vec::new(),
             cache: cache::Options::default(),
             catalogue: catalogue::Options::default(),
             watch: true,

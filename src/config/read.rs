@@ -316,6 +316,11 @@ impl Item<'_> {
         self.list("a list of domain names such as [\"example.com\"]", |item, faults| item.name(faults), faults)
     }
 
+    /// Reads domain names with their places.
+    pub(super) fn located_names(&self, faults: &mut Faults) -> Option<Vec<Located<Name>>> {
+        self.list("a list of domain names such as [\"example.com\"]", |item, faults| item.located_name(faults), faults)
+    }
+
     /// Reads the dialect of an exported file.
     pub(super) fn dialect(&self, faults: &mut Faults) -> Option<Dialect> {
         let words: Vec<(&str, Dialect)> = Dialect::all().map(|dialect| (dialect.name(), dialect)).collect();

@@ -14,7 +14,9 @@ use super::{Config, LogOptions, Places, table, upstream};
 use crate::export::nftables::{self, Mode, SetNames, SetsError, TableFamily};
 use crate::forward::{Route, Upstream};
 use crate::listen::{Kind, access, rate};
+use crate::name::Name;
 use crate::pipeline::TagOptions;
+use crate::policy::Special;
 use crate::prefix::Prefix;
 use crate::source::{Located, Location, Problem};
 use crate::store::Durability;
@@ -60,6 +62,7 @@ pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Conf
         not_built: not_built(raw, faults),
         listen,
         forward,
+        special: special(entries, faults),
     }
 }
 
@@ -268,6 +271,17 @@ fn forward(raw: &Raw<'_>, listen: &listen::Options, faults: &mut Faults) -> forw
         case_randomization: entries.read(&table::FORWARD_CASE_RANDOMIZATION, faults).unwrap_or_default(),
         routes: routes(raw, listen, faults),
     }
+}
+
+/// `forward.special`: what is not special anyway is a slip.
+fn special(entries: &Entries<'_>, faults: &mut Faults) -> Vec<Name> {
+    let names = entries.read(&table::FORWARD_SPECIAL, faults).unwrap_or_default();
+    let all = Special::new(Vec::new());
+    for at in names.iter().filter(|at| !all.holds(&at.value)) {
+        let fault = Fault::NotSpecial { name: at.value.to_string() };
+        faults.push(at.location.clone(), table::FORWARD_SPECIAL.spec.path, fault);
+    }
+    values(names)
 }
 
 /// `[[forward.route]]`, each zone once.

@@ -174,6 +174,8 @@ keys! {
         |item, faults| {
             item.word(&[("auto", TrustAd::Auto), ("always", TrustAd::Always), ("never", TrustAd::Never)], faults)
         };
+    /// Special-use zones, such as ["home.arpa"], that upstreams are asked for; others are answered at home.
+    FORWARD_SPECIAL: Vec<Located<Name>> = "forward.special", Built, Default("[]"), |item, faults| item.located_names(faults);
 
     /// The zone, from its apex down.
     ROUTE_ZONE: Located<Name> = "forward.route.zone", Built, Required(r#""corp.example""#), |item, faults| item.located_name(faults);

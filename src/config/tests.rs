@@ -130,6 +130,7 @@ fn every_built_key_reaches_its_option() {
         strategy = "ordered"
         timeout = "2s"
         trust-ad = "never"
+        special = ["home.arpa", "corp.test"]
         [[forward.route]]
         zone = "Bücher.example."
         upstreams = ["tls://10.0.0.53#ns.corp.example"]
@@ -213,6 +214,7 @@ fn every_built_key_reaches_its_option() {
     assert_eq!(config.forward.timeout, Duration::from_secs(2));
     assert_eq!(config.forward.routes[0].zone.to_string(), "xn--bcher-kva.example");
     assert_eq!(config.forward.routes[0].upstreams[0].tls_name.as_deref(), Some("ns.corp.example"));
+    assert_eq!(config.special, ["home.arpa", "corp.test"].map(|name| crate::name::Name::parse(name).unwrap()));
     assert_eq!(config.cache.size_bytes, 16_000_000);
     assert_eq!(config.cache.min_ttl, Duration::from_secs(5));
     assert_eq!(config.cache.max_ttl, Duration::from_secs(3600));
@@ -317,6 +319,10 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[cache]\nsize = \"256M\"", "2:8: cache.size: expected a size such as \"256MiB\" or \"16MB\", found \"256M\""),
     ("[cache]\nsize = \"1B\"", "2:8: cache.size: expected 64KiB to 16TiB, found \"1B\""),
     ("[cache]\nprefetch = \"yes\"", "2:12: cache.prefetch: expected true or false, found \"yes\""),
+    (
+        "[forward]\nspecial = [\"home.arpa\", \"example.com\"]",
+        "2:25: forward.special: example.com is not answered at home, expected a special-use zone or a name below one, such as \"home.arpa\"",
+    ),
     ("[clients]\nper-client = 0", "2:14: clients.per-client: expected 1 to 1000000, found 0"),
     ("[clients]\nper-client = -1", "2:14: clients.per-client: expected 1 to 1000000, found -1"),
     ("[clients]\nper-client = 1.5", "2:14: clients.per-client: expected a whole number, 1 to 1000000, found 1.5"),

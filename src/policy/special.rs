@@ -8,8 +8,8 @@
 //! `_dns.resolver.arpa` tells of our encrypted listeners, where there are any ([`Designated`]). Names that software asks to
 //! learn whether it may go around the network's resolver are denied if the operator says so ([`Options`]).
 //!
-//! A forwarding route at or below such a zone is the switch: whoever routes `10.in-addr.arpa` or `corp.home.arpa` to
-//! a server of theirs wants it asked.
+//! A forwarding route at or below such a zone is a switch: whoever routes `10.in-addr.arpa` or `corp.home.arpa` to a server
+//! of theirs wants it asked. `forward.special` is the other: the names in it are put to the upstreams of all names.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -94,7 +94,7 @@ pub struct Special {
 }
 
 impl Special {
-    /// Takes the zones that have routes of their own.
+    /// Takes the zones that have routes of their own, and those that are switched off.
     pub fn new(routes: Vec<Name>) -> Self {
         let mut zones = HashMap::default();
         let mut add = |text: &str, zone| {
@@ -143,6 +143,11 @@ impl Special {
             reply.record([0xc0, 12], rtype::SVCB, designated::TTL_SECS, rdata);
         }
         Some(reply.octets)
+    }
+
+    /// Returns whether a name is ours to answer.
+    pub fn holds(&self, name: &Name) -> bool {
+        self.zone_of(name).is_some()
     }
 
     /// Returns the answer as a message in wire form, or `None` if the name is not ours to answer.
@@ -307,6 +312,14 @@ mod tests {
             let reply = ask(&special, name, rtype::PTR).unwrap();
             assert_eq!(reply.answers[0].data.to_string(), "localhost.");
         }
+    }
+
+    #[test]
+    fn what_is_ours_is_known_by_its_zone() {
+        let special = Special::new(Vec::new());
+        let holds = |name: &str| special.holds(&Name::parse(name).unwrap());
+        assert!(["home.arpa", "a.b.home.arpa", "localhost", "7.10.in-addr.arpa"].iter().all(|name| holds(name)));
+        assert!(!["arpa", ".", "example.com", "in-addr.arpa"].iter().any(|name| holds(name)));
     }
 
     #[test]

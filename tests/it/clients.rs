@@ -277,3 +277,33 @@ async fn a_listed_balancer_tells_who_asks() {
     assert!(len < 64, "no answer");
     assert_eq!(ask(&stranger, "a.example", PATIENCE).await.unwrap().metadata.response_code, ResponseCode::Refused);
 }
+
+/// Each switch lets out what it names and nothing else; a reload turns it, too.
+#[tokio::test]
+async fn special_names_are_let_out_one_by_one() {
+    let upstream = plain().await;
+    let greenlane = Setup::new(upstream.addr)
+        .with("catalogue", "watch = false")
+        .with("forward", "special = [\"home.arpa\"]")
+        .with("[forward.route]", &format!("zone = \"10.in-addr.arpa\"\nupstreams = [\"udp://{}\"]", upstream.addr))
+        .start()
+        .await;
+    for (name, is_asked) in [
+        ("nas.home.arpa", true),
+        ("1.0.0.10.in-addr.arpa", true),
+        ("nas.local", false),
+        ("1.1.168.192.in-addr.arpa", false),
+        ("nas.test", false),
+    ] {
+        let before = upstream.count();
+        let reply = greenlane.ask(name, RecordType::A).await;
+        assert_eq!((reply.answers.len(), upstream.count() - before), (is_asked.into(), is_asked.into()), "{name}");
+    }
+    let text = std::fs::read_to_string(greenlane.path("config.toml")).unwrap();
+    std::fs::write(greenlane.path("config.toml"), text.replace("special = [\"home.arpa\"]", "special = [\"local\"]"))
+        .unwrap();
+    greenlane.signal("HUP");
+    greenlane.until_metric("greenlane_catalogue_reloads_total{result=\"done\"}", |count| count >= 1.0).await;
+    assert!(greenlane.ask("nas.home.arpa", RecordType::A).await.answers.is_empty());
+    assert!(!greenlane.ask("nas.local", RecordType::A).await.answers.is_empty());
+}

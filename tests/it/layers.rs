@@ -46,6 +46,7 @@ fn allowed() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
                 "warm",
                 "web",
                 "listen",
+                "policy",
                 "pipeline",
                 "policy",
             ]),
