@@ -132,7 +132,7 @@ fn pipeline(upstream: &Upstream) -> (Pipeline, Clock) {
     let matching = Arc::clone(&catalogue);
     let listing = Listing::new(Vec::new(), move |name| matching.find(name).map(|id| matching.tag(id)));
     let (clock, registry) = (Clock::manual(START), Registry::new());
-    let asked = forward::Upstream { protocol: Protocol::Udp, addr: upstream.addr, tls_name: None };
+    let asked = forward::Upstream { protocol: Protocol::Udp, addr: upstream.addr, tls_name: None, path: None };
     let options = forward::Options { upstreams: vec![asked], ..forward::Options::default() };
     let forward = Forward::with_roots(options, RULES, clock.clone(), &registry, Vec::new()).unwrap();
     let options = learn::Options {

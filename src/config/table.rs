@@ -154,7 +154,7 @@ keys! {
     /// Whether the names of iCloud Private Relay do not exist, so that Apple's clients ask us instead.
     CLIENTS_BLOCK_PRIVATE_RELAY: bool = "clients.block-private-relay", Built, Default("false"), |item, faults| item.flag(faults);
 
-    /// Upstreams: [udp|tcp]://ADDRESS[:PORT], tls://ADDRESS[:PORT]#NAME-IN-CERTIFICATE, or system: those of resolv.conf.
+    /// Upstreams: [udp|tcp]://ADDRESS[:PORT], [tls|quic]://ADDRESS[:PORT]#NAME, https://ADDRESS[:PORT]/PATH#NAME, or system.
     FORWARD_UPSTREAMS: Vec<Located<Upstream>> = "forward.upstreams", Built,
         Default(r#"[
     "tls://9.9.9.9#dns.quad9.net", "tls://149.112.112.112#dns.quad9.net",

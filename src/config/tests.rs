@@ -439,8 +439,8 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[forward]\nupstreams = []", "2:13: forward.upstreams: expected at least one upstream, found an empty list"),
     (
         "[forward]\nupstreams = [\"https://dns.quad9.net/dns-query\"]",
-        "2:14: forward.upstreams: \"https://dns.quad9.net/dns-query\" is not built yet, \
-         expected udp://, tcp:// or tls:// with an address, such as tls://9.9.9.9#dns.quad9.net",
+        "2:14: forward.upstreams: \"https://dns.quad9.net/dns-query\" names a host, \
+         write an address such as https://9.9.9.9/dns-query#dns.quad9.net",
     ),
     (
         "[forward]\nupstreams = [\"tls://dns.quad9.net\"]",
@@ -558,7 +558,7 @@ fn variables_override_the_file() {
             ("GREENLANE__EXPORT__FILE", r#"[{path = "b", format = "json"}]"#),
             ("GREENLANE__EXPORT__MAX_SHRINK", "0.25"),
             ("GREENLANE__LISTEN__THREADS", "2"),
-            ("GREENLANE__LISTEN__PROXY_PROTOCOL", "10.0.0.0/8"),
+            ("GREENLANE__LEARN__STRICT", "true"),
             ("GREENLANE_UNRELATED", "x"),
         ],
     )
@@ -575,10 +575,7 @@ fn variables_override_the_file() {
     assert_eq!(config.export_files.len(), 1);
     let warned: Vec<String> = config.not_built.iter().map(ToString::to_string).collect();
     assert_eq!(config.listen.threads, 2);
-    assert_eq!(
-        warned,
-        ["GREENLANE__LISTEN__PROXY_PROTOCOL: listen.proxy-protocol: not built yet, setting it has no effect"]
-    );
+    assert_eq!(warned, ["GREENLANE__LEARN__STRICT: learn.strict: not built yet, setting it has no effect"]);
     assert!((config.learn.max_shrink - 0.25).abs() < f64::EPSILON);
 }
 
@@ -626,7 +623,7 @@ fn variable_that_is_no_text_is_named() {
 
 #[test]
 fn what_is_not_built_warns_only_when_it_is_set_otherwise() {
-    let defaults = read("[cache]\nsave = false\n[listen]\nproxy-protocol = []\n").unwrap();
+    let defaults = read("[cache]\nsave = false\n[learn]\nstrict = false\n").unwrap();
     assert_eq!(defaults.not_built, []);
     let text = "\
 [cache]
@@ -637,8 +634,8 @@ clients = [\"10.0.0.0/8\"]
 apps = [\"zoom\"]
 [[zone]]
 file = \"corp.zone\"
-[listen]
-proxy-protocol = [\"10.0.0.0/8\"]
+[learn]
+strict = true
 ";
     let warned: Vec<String> = read(text).unwrap().not_built.iter().map(ToString::to_string).collect();
     assert_eq!(
@@ -646,7 +643,7 @@ proxy-protocol = [\"10.0.0.0/8\"]
         [
             "config.toml:3:1: [[group]]: not built yet, setting it has no effect",
             "config.toml:7:1: [[zone]]: not built yet, setting it has no effect",
-            "config.toml:10:18: listen.proxy-protocol: not built yet, setting it has no effect",
+            "config.toml:10:10: learn.strict: not built yet, setting it has no effect",
         ]
     );
 }

@@ -1,27 +1,28 @@
 //! Upstreams as URLs, in the form that AdGuard's dnsproxy made common.
 //!
 //! `udp://192.0.2.53`, `tcp://192.0.2.53:5353`, `tls://[2001:db8::53]#dns.example`; a bare `192.0.2.53` or
-//! `[2001:db8::53]:5353` is UDP. The port may be left out: 53, for TLS 853 (RFC 7858 §3.1). After `#` stands the
-//! name that the certificate must have; without it the address itself must be in the certificate. `system` stands for
-//! the servers that the host itself asks. `https://` and `quic://` are known and refused as not built. A host is always
-//! an address: a name would first have to be asked, and there is nobody yet to ask.
+//! `[2001:db8::53]:5353` is UDP. The port may be left out: 53, for TLS and QUIC 853 (RFC 7858 §3.1, RFC 9250 §4.1.1), for HTTPS 443. After `#` stands the
+//! name that the certificate must have; without it the address itself must be in the certificate. With `https://` a path
+//! may stand before it, `/dns-query` by default: `https://9.9.9.9/dns-query#dns.quad9.net`. `system` stands for the
+//! servers that the host itself asks. A host is always an address: a name would first have to be asked, and there is
+//! nobody yet to ask.
 
 use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
 use super::error::quoted;
-use crate::forward::{Protocol, SystemError, Upstream, system_upstreams};
+use crate::forward::{DEFAULT_PATH, Protocol, SystemError, Upstream, system_upstreams};
 use crate::name::Name;
 
 /// Why text is no upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum UpstreamError {
     /// A scheme that nobody speaks.
-    #[error("{} has an unknown scheme, expected udp://, tcp:// or tls://", quoted(.0))]
+    #[error("{} has an unknown scheme, expected udp://, tcp://, tls://, https:// or quic://", quoted(.0))]
     Scheme(String),
     /// A way to ask that comes in a later release.
-    #[error("{} is not built yet, expected udp://, tcp:// or tls:// with an address, such as tls://9.9.9.9#dns.quad9.net", quoted(.0))]
+    #[error("{} is not built yet, expected udp://, tcp://, tls://, https:// or quic:// with an address, such as tls://9.9.9.9#dns.quad9.net", quoted(.0))]
     NotBuilt(String),
     /// The host does not tell whom it asks.
     #[error(transparent)]
@@ -61,8 +62,11 @@ pub(super) enum UpstreamError {
         /// How the upstream would be spoken to.
         protocol: Protocol,
     },
+    /// A path with signs that cannot stand there.
+    #[error("{} has no path of a URI, expected one such as https://9.9.9.9/dns-query#dns.quad9.net", quoted(.0))]
+    Path(String),
     /// A certificate's name where there is no certificate.
-    #[error("{} names a certificate, only tls:// has one", quoted(.0))]
+    #[error("{} names a certificate, only tls://, https:// and quic:// have one", quoted(.0))]
     NameWithoutTls(String),
     /// After `#` stands no host name.
     #[error("{} is no name of a certificate, expected a host name such as dns.quad9.net", quoted(.0))]
@@ -75,6 +79,8 @@ fn example(protocol: Protocol) -> &'static str {
         Protocol::Udp => "an address such as udp://192.0.2.53 or udp://[2001:db8::53]:53",
         Protocol::Tcp => "an address such as tcp://192.0.2.53 or tcp://[2001:db8::53]:53",
         Protocol::Tls => "an address such as tls://9.9.9.9#dns.quad9.net",
+        Protocol::Https => "an address such as https://9.9.9.9/dns-query#dns.quad9.net",
+        Protocol::Quic => "an address such as quic://9.9.9.9#dns.quad9.net",
     }
 }
 
@@ -99,18 +105,19 @@ fn parse(text: &str) -> Result<Upstream, UpstreamError> {
         None => (rest, None),
         Some((authority, name)) => (authority, Some(certificate_name(protocol, name, text)?)),
     };
-    Ok(Upstream { protocol, addr: address(protocol, authority, text)?, tls_name })
+    let (authority, path) = match authority.find('/') {
+        Some(at) if protocol == Protocol::Https => (&authority[..at], Some(path(&authority[at..], text)?)),
+        _ => (authority, None),
+    };
+    // One way to say it: what is asked at the same place is the same upstream.
+    let path = path.filter(|path| path != DEFAULT_PATH);
+    Ok(Upstream { protocol, addr: address(protocol, authority, text)?, tls_name, path })
 }
 
 /// Writes an upstream so that [`parse`] reads it, the port always written.
 pub(super) fn print(upstream: &Upstream) -> String {
-    let scheme = match upstream.protocol {
-        Protocol::Udp => "udp",
-        Protocol::Tcp => "tcp",
-        Protocol::Tls => "tls",
-    };
     let name = upstream.tls_name.as_ref().map_or_else(String::new, |name| format!("#{name}"));
-    format!("{scheme}://{}{name}", upstream.addr)
+    format!("{}://{}{}{name}", upstream.protocol.scheme(), upstream.addr, upstream.path())
 }
 
 /// Reads a scheme, without regard to letter case (RFC 3986 §3.1).
@@ -119,14 +126,16 @@ fn scheme_of(scheme: &str, text: &str) -> Result<Protocol, UpstreamError> {
         "udp" => Ok(Protocol::Udp),
         "tcp" => Ok(Protocol::Tcp),
         "tls" => Ok(Protocol::Tls),
-        "https" | "h3" | "quic" | "sdns" => Err(UpstreamError::NotBuilt(text.to_owned())),
+        "https" => Ok(Protocol::Https),
+        "quic" => Ok(Protocol::Quic),
+        "h3" | "sdns" => Err(UpstreamError::NotBuilt(text.to_owned())),
         _ => Err(UpstreamError::Scheme(text.to_owned())),
     }
 }
 
 /// Reads what stands after `#`: a host name, or the address that the certificate holds.
 fn certificate_name(protocol: Protocol, name: &str, text: &str) -> Result<String, UpstreamError> {
-    if protocol != Protocol::Tls {
+    if !protocol.is_encrypted() {
         return Err(UpstreamError::NameWithoutTls(text.to_owned()));
     }
     if name.parse::<IpAddr>().is_ok() {
@@ -139,9 +148,15 @@ fn certificate_name(protocol: Protocol, name: &str, text: &str) -> Result<String
     }
 }
 
+/// Reads a path: what a URI may have there without `?` and `#` (RFC 3986 §3.3).
+fn path(path: &str, text: &str) -> Result<String, UpstreamError> {
+    let may_stand = |octet: u8| octet.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@%".contains(&octet);
+    if path.bytes().all(may_stand) { Ok(path.to_owned()) } else { Err(UpstreamError::Path(text.to_owned())) }
+}
+
 /// Reads `address`, `address:port` or, for IPv6, `[address]:port`.
 fn address(protocol: Protocol, authority: &str, text: &str) -> Result<SocketAddr, UpstreamError> {
-    let port = if protocol == Protocol::Tls { 853 } else { 53 };
+    let port = protocol.default_port();
     let found = || text.to_owned();
     let bare = authority.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)).ok();
     // `[::1]` alone is no socket address to the standard library; with a port it is.
@@ -203,6 +218,13 @@ mod tests {
             ("tls://1.1.1.1", "tls://1.1.1.1:853"),
             ("tls://1.1.1.1#1.1.1.1", "tls://1.1.1.1:853#1.1.1.1"),
             ("udp://[fe80::1%3]:53", "udp://[fe80::1%3]:53"),
+            ("https://9.9.9.9#dns.quad9.net", "https://9.9.9.9:443/dns-query#dns.quad9.net"),
+            (
+                "HTTPS://[2620:fe::fe]:8443/a/b;c=%20#dns.quad9.net",
+                "https://[2620:fe::fe]:8443/a/b;c=%20#dns.quad9.net",
+            ),
+            ("https://1.1.1.1/", "https://1.1.1.1:443/"),
+            ("quic://94.140.14.14#dns.adguard-dns.com", "quic://94.140.14.14:853#dns.adguard-dns.com"),
         ] {
             let upstream = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(print(&upstream), printed);
@@ -214,11 +236,25 @@ mod tests {
     fn what_is_no_upstream_says_what_would_be_right() {
         const TLS: &str = "tls://9.9.9.9#dns.quad9.net";
         const ONE: &str = "an address such as udp://192.0.2.53 or udp://[2001:db8::53]:53";
-        let not_built = "is not built yet, expected udp://, tcp:// or tls:// with an address, such as";
+        let not_built =
+            "is not built yet, expected udp://, tcp://, tls://, https:// or quic:// with an address, such as";
+        const HTTPS: &str = "https://9.9.9.9/dns-query#dns.quad9.net";
         for (text, message) in [
-            ("https://dns.quad9.net/dns-query", format!("\"https://dns.quad9.net/dns-query\" {not_built} {TLS}")),
-            ("quic://9.9.9.9", format!("\"quic://9.9.9.9\" {not_built} {TLS}")),
-            ("ftp://9.9.9.9", "\"ftp://9.9.9.9\" has an unknown scheme, expected udp://, tcp:// or tls://".to_owned()),
+            ("h3://9.9.9.9", format!("\"h3://9.9.9.9\" {not_built} {TLS}")),
+            (
+                "https://dns.quad9.net/dns-query",
+                format!("\"https://dns.quad9.net/dns-query\" names a host, write an address such as {HTTPS}"),
+            ),
+            (
+                "https://9.9.9.9/dns-query?x",
+                format!("\"https://9.9.9.9/dns-query?x\" has no path of a URI, expected one such as {HTTPS}"),
+            ),
+            (
+                "quic://9.9.9.9/x",
+                "\"quic://9.9.9.9/x\" has more than an address, expected an address such as quic://9.9.9.9#dns.quad9.net"
+                    .to_owned(),
+            ),
+            ("ftp://9.9.9.9", "\"ftp://9.9.9.9\" has an unknown scheme, expected udp://, tcp://, tls://, https:// or quic://".to_owned()),
             ("tls://dns.quad9.net", format!("\"tls://dns.quad9.net\" names a host, write an address such as {TLS}")),
             ("dns.example:53", format!("\"dns.example:53\" names a host, write {ONE}")),
             ("", format!("\"\" is no upstream, expected {ONE}")),
@@ -233,7 +269,7 @@ mod tests {
             ("ff02::1", "\"ff02::1\" is no server's address, expected a unicast address".to_owned()),
             ("udp://192.0.2.1/x", format!("\"udp://192.0.2.1/x\" has more than an address, expected {ONE}")),
             ("udp://me@192.0.2.1", format!("\"udp://me@192.0.2.1\" has more than an address, expected {ONE}")),
-            ("192.0.2.1#dns.example", "\"192.0.2.1#dns.example\" names a certificate, only tls:// has one".to_owned()),
+            ("192.0.2.1#dns.example", "\"192.0.2.1#dns.example\" names a certificate, only tls://, https:// and quic:// have one".to_owned()),
             (
                 "tls://192.0.2.1#",
                 "\"\" is no name of a certificate, expected a host name such as dns.quad9.net".to_owned(),

@@ -33,9 +33,6 @@ use crate::wire::Question;
 /// How many questions may wait on one connection; as many as may wait in all, with their further tries.
 const WAITS_MAX: usize = 8192;
 
-/// How long connecting may take, handshake included.
-const CONNECT_MAX: Duration = Duration::from_secs(4);
-
 /// How exactly patience is kept.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -73,26 +70,23 @@ impl Connection {
     /// Connects over TCP.
     ///
     /// # Errors
-    /// What the system says, or that it took too long.
+    /// What the system says.
     pub(super) async fn tcp(addr: SocketAddr, mismatches: IntCounter) -> Result<Self, Broken> {
-        bounded(async { Ok(Self::start(connect(addr).await?, mismatches)) }).await
+        Ok(Self::start(connect(addr).await?, mismatches))
     }
 
     /// Connects over TLS; the certificate must be for `name`, which is sent as SNI unless it is an address.
     ///
     /// # Errors
-    /// What the system or the handshake says, or that it took too long.
+    /// What the system or the handshake says.
     pub(super) async fn tls(
         addr: SocketAddr,
         name: ServerName<'static>,
         config: Arc<rustls::ClientConfig>,
         mismatches: IntCounter,
     ) -> Result<Self, Broken> {
-        bounded(async {
-            let stream = TlsConnector::from(config).connect(name, connect(addr).await?).await?;
-            Ok(Self::start(stream, mismatches))
-        })
-        .await
+        let stream = TlsConnector::from(config).connect(name, connect(addr).await?).await?;
+        Ok(Self::start(stream, mismatches))
     }
 
     /// Sends a question; `hope` hears what comes of it, of silence first at `due`. Returns where it waits, unless it
@@ -271,18 +265,10 @@ impl Shared {
 }
 
 /// Connects, with keep-alives so that a path that died unseen is noticed within a minute.
-async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+pub(super) async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(addr).await?;
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     Ok(stream)
-}
-
-/// Ends what takes longer than [`CONNECT_MAX`].
-async fn bounded(connecting: impl Future<Output = Result<Connection, Broken>>) -> Result<Connection, Broken> {
-    match tokio::time::timeout(CONNECT_MAX, connecting).await {
-        Ok(connected) => connected,
-        Err(_) => Err(Broken(format!("not connected within {} s", CONNECT_MAX.as_secs()))),
-    }
 }

@@ -14,6 +14,9 @@ pub(super) const UDP_SIZE: u16 = 1232;
 /// Octets of the longest query: header, name, type, class, OPT without options.
 const QUERY_LEN_MAX: usize = HEADER_LEN + 255 + 4 + 11;
 
+/// Encrypted queries are as long as a multiple of this (RFC 8467 §4.1).
+const PADDED_TO: usize = 128;
+
 /// How a question is put to an upstream, beside the question itself.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Manner {
@@ -21,12 +24,14 @@ pub(super) struct Manner {
     pub(super) edns: bool,
     /// Whether it sets AD, which asks for AD in the reply (RFC 6840 §5.7).
     pub(super) authentic_data: bool,
+    /// Whether its OPT is padded, so that its length tells nothing of the name (RFC 7830); on encrypted ways only.
+    pub(super) padded: bool,
 }
 
 /// A query on the stack.
 pub(super) type Query = SmallVec<[u8; QUERY_LEN_MAX]>;
 
-/// Writes the query: RD, CD as asked, one OPT of our own without options. The name goes over as it is, in `letters`.
+/// Writes the query: RD, CD as asked, one OPT of our own without options but padding. The name goes over as it is, in `letters`.
 pub(super) fn query(id: u16, question: &Question, letters: Letters, manner: Manner) -> Query {
     let bits = u8::from(manner.authentic_data) << 5 | u8::from(question.checking_disabled) << 4;
     let [id_high, id_low] = id.to_be_bytes();
@@ -35,16 +40,28 @@ pub(super) fn query(id: u16, question: &Question, letters: Letters, manner: Mann
         (question.qtype.to_be_bytes(), question.qclass.to_be_bytes());
     let [size_high, size_low] = UDP_SIZE.to_be_bytes();
     let dnssec_ok = u8::from(question.dnssec_ok) << 7;
-    // Behind type and class: root name, type OPT, our size, extended rcode and version 0, DO, no options.
-    let opt = [0, 0, 41, size_high, size_low, 0, 0, dnssec_ok, 0, 0, 0];
+    // Behind type and class: root name, type OPT, our size, extended rcode and version 0, DO; options, and their length.
+    let opt = [0, 0, 41, size_high, size_low, 0, 0, dnssec_ok, 0];
     let mut octets = Query::from_slice(&head);
     octets.extend_from_slice(question.name.as_wire());
     letters.apply(&mut octets[HEADER_LEN..]);
     octets.extend_from_slice(&[type_high, type_low, class_high, class_low]);
     if manner.edns {
         octets.extend_from_slice(&opt);
+        if manner.padded { pad(&mut octets) } else { octets.extend_from_slice(&[0, 0]) }
     }
     octets
+}
+
+/// Ends a query that ends before the length of its options: with that length, and zeros up to a whole block.
+fn pad(octets: &mut Query) {
+    const PADDING: u8 = 12;
+    // The length of the options, and code and length of the one.
+    let bare_len = octets.len() + 2 + 4;
+    let padding_len = bare_len.next_multiple_of(PADDED_TO) - bare_len;
+    // Below a block.
+    octets.extend_from_slice(&[0, padding_len as u8 + 4, 0, PADDING, 0, padding_len as u8]);
+    octets.resize(bare_len + padding_len, 0);
 }
 
 /// Returns whether `reply` is a response to `question`; the id is the caller's.
@@ -129,13 +146,33 @@ mod tests {
     #[test]
     fn query_is_a_header_the_question_and_an_opt() {
         let asked = Question { dnssec_ok: true, checking_disabled: true, ..question() };
-        let plain = query(0x1234, &asked, Letters::ANY, Manner { edns: false, authentic_data: false });
+        let plain = query(0x1234, &asked, Letters::ANY, Manner { edns: false, authentic_data: false, padded: false });
         assert_eq!(&plain[..HEADER_LEN], b"\x12\x34\x01\x10\x00\x01\x00\x00\x00\x00\x00\x00");
         assert_eq!(&plain[HEADER_LEN..], OCTETS);
-        let rich = query(0, &asked, Letters::ANY, Manner { edns: true, authentic_data: true });
+        let rich = query(0, &asked, Letters::ANY, Manner { edns: true, authentic_data: true, padded: false });
         assert_eq!(&rich[..HEADER_LEN], b"\x00\x00\x01\x30\x00\x01\x00\x00\x00\x00\x00\x01");
         assert_eq!(&rich[HEADER_LEN + OCTETS.len()..], b"\x00\x00\x29\x04\xd0\x00\x00\x80\x00\x00\x00");
         assert!(!rich.spilled());
+    }
+
+    #[test]
+    fn padded_query_fills_whole_blocks_whatever_the_name() {
+        for len in 1..=245 {
+            let labels: Vec<String> =
+                (0..len).step_by(50).map(|at| "a".repeat(50.min(len - at))).filter(|label| !label.is_empty()).collect();
+            let asked = Question { name: Name::parse(&labels.join(".")).unwrap(), ..question() };
+            let bare = query(7, &asked, Letters::ANY, Manner { edns: true, authentic_data: false, padded: false });
+            let padded = query(7, &asked, Letters::ANY, Manner { edns: true, authentic_data: false, padded: true });
+            assert_eq!(padded.len() % 128, 0, "{len}");
+            assert!(padded.len() >= bare.len() + 4 && padded.len() < bare.len() + 4 + 128);
+            assert_eq!(padded[..bare.len() - 2], bare[..bare.len() - 2]);
+            let options = &padded[bare.len() - 2..];
+            let padding_len = options.len() - 6;
+            assert_eq!(options[..6], [0, padding_len as u8 + 4, 0, 12, 0, padding_len as u8]);
+            assert!(options[6..].iter().all(|&octet| octet == 0));
+            let plain = query(7, &asked, Letters::ANY, Manner { edns: false, authentic_data: false, padded: true });
+            assert_eq!(plain.len(), bare.len() - 11, "there is no room for it without OPT");
+        }
     }
 
     #[test]
@@ -143,7 +180,7 @@ mod tests {
         let labels = format!("{0}.{0}.{0}.{1}.", "a".repeat(63), "b".repeat(61));
         let asked = Question { name: Name::parse(&labels).unwrap(), ..question() };
         assert_eq!(asked.name.as_wire().len(), 255);
-        assert!(!query(0, &asked, Letters::ANY, Manner { edns: true, authentic_data: true }).spilled());
+        assert!(!query(0, &asked, Letters::ANY, Manner { edns: true, authentic_data: true, padded: false }).spilled());
     }
 
     #[test]

@@ -3,11 +3,12 @@
 //! [`Forward::ask`] takes a question and returns what an upstream answered, walked and unchanged: any rcode, negative
 //! answers, unknown types, all sections, the EDEs. The deepest [`Route`] that covers the name picks the group of
 //! upstreams, the group whom to ask and when the next (`group`), the upstream how (`upstream`: connections, EDNS,
-//! truncation; `health`: who is down and how fast the others are), the transports carry octets (`udp`, `connection`).
+//! truncation; `health`: who is down and how fast the others are), the transports carry octets (`udp`, `connection`,
+//! `https`, `quic`; `link` stands for any but the first).
 //!
 //! ```text
-//! Forward::ask ─▶ waiting ─▶ route ─▶ Group::ask ─ race of tries ─▶ Peer::attempt ─┬▶ Datagrams ──▶ wire::walk
-//! Forward::ask_then ── one upstream to ask, and a way to it ──▶ Hope ──────────────┴▶ Connection ─▶ wire::walk
+//! Forward::ask ─▶ waiting ─▶ route ─▶ Group::ask ─ race of tries ─▶ Peer::attempt ─┬▶ Datagrams ─▶ wire::walk
+//! Forward::ask_then ── one upstream to ask, and a way to it ──▶ Hope ──────────────┴▶ Link ──────▶ wire::walk
 //!        └─ anything else, now or later ──▶ the race
 //! ```
 //!
@@ -16,7 +17,7 @@
 //! own. Whatever else comes up goes over to the race, the try that was begun included.
 //!
 //! What is asked upstream: the question with RD and a fresh random id (over UDP in random letters, if wanted: `letters`), CD as the client set it, and one OPT of our
-//! own with DO as the client set it, 1232 octets and no option; nothing else of the client's query. AD is set when
+//! own with DO as the client set it, 1232 octets and no option but padding where it is encrypted (RFC 8467); nothing else of the client's query. AD is set when
 //! the upstream's AD bit is believed ([`TrustAd`]), since only then is the reply's of use (RFC 6840 §5.7).
 //!
 //! Bounds: [`WAITING_MAX`] questions wait at a time, the oldest gives way; each at most [`Options::timeout`]; four
@@ -27,9 +28,12 @@ mod connection;
 mod group;
 mod health;
 mod hopes;
+mod https;
 mod letters;
+mod link;
 mod measure;
 mod message;
+mod quic;
 mod quick;
 mod system;
 mod tls;
@@ -72,6 +76,9 @@ const SOCKETS_MIN: usize = 16;
 /// The environment variable that names a PEM file of certificate authorities to trust beside the built-in ones.
 pub const ROOTS_VARIABLE: &str = "SSL_CERT_FILE";
 
+/// What is asked of an HTTPS upstream whose URL has no path.
+pub const DEFAULT_PATH: &str = "/dns-query";
+
 /// How an upstream is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -81,17 +88,24 @@ pub enum Protocol {
     Tcp,
     /// DNS over TLS (RFC 7858).
     Tls,
+    /// DNS over HTTPS (RFC 8484), HTTP/2 only.
+    Https,
+    /// DNS over QUIC (RFC 9250).
+    Quic,
 }
 
-/// One upstream as an URL names it: `udp://192.0.2.1`, `tcp://192.0.2.1:5353`, `tls://192.0.2.1#dns.example`.
+/// One upstream as an URL names it: `udp://192.0.2.1`, `tcp://192.0.2.1:5353`, `tls://192.0.2.1#dns.example`,
+/// `https://192.0.2.1/dns-query#dns.example`, `quic://192.0.2.1#dns.example`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Upstream {
     /// How it is spoken to.
     pub protocol: Protocol,
     /// Where it listens.
     pub addr: SocketAddr,
-    /// The name in its certificate; with [`Protocol::Tls`] only. `None`: the address itself must be in it.
+    /// The name in its certificate; with an encrypted protocol only. `None`: the address itself must be in it.
     pub tls_name: Option<String>,
+    /// What is asked there, from `/` on; with [`Protocol::Https`] only. `None`: [`DEFAULT_PATH`].
+    pub path: Option<String>,
 }
 
 impl Protocol {
@@ -99,7 +113,8 @@ impl Protocol {
     pub const fn default_port(self) -> u16 {
         match self {
             Self::Udp | Self::Tcp => 53,
-            Self::Tls => 853,
+            Self::Tls | Self::Quic => 853,
+            Self::Https => 443,
         }
     }
 
@@ -109,6 +124,26 @@ impl Protocol {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::Tls => "tls",
+            Self::Https => "https",
+            Self::Quic => "quic",
+        }
+    }
+
+    /// Returns whether nobody on the way can read or change what is said.
+    pub const fn is_encrypted(self) -> bool {
+        match self {
+            Self::Udp | Self::Tcp => false,
+            Self::Tls | Self::Https | Self::Quic => true,
+        }
+    }
+}
+
+impl Upstream {
+    /// Returns what is asked there, empty unless it is asked over HTTPS.
+    pub fn path(&self) -> &str {
+        match self.protocol {
+            Protocol::Https => self.path.as_deref().unwrap_or(DEFAULT_PATH),
+            _ => "",
         }
     }
 }
@@ -122,6 +157,7 @@ impl fmt::Display for Upstream {
             SocketAddr::V4(addr) => write!(f, "{}", addr.ip())?,
             SocketAddr::V6(addr) => write!(f, "[{}]", addr.ip())?,
         }
+        f.write_str(self.path())?;
         match &self.tls_name {
             Some(name) => write!(f, "#{name}"),
             None => Ok(()),
@@ -184,6 +220,7 @@ impl Default for Options {
             protocol: Protocol::Tls,
             addr: SocketAddr::new(addr, 853),
             tls_name: Some("dns.quad9.net".to_owned()),
+            path: None,
         };
         Self {
             upstreams: vec![
@@ -215,6 +252,12 @@ pub enum OptionsError {
         /// What stands after `#`.
         name: String,
     },
+    /// The path, or the name before it, can stand in no URI.
+    #[error("{0}: expected a URI such as https://9.9.9.9/dns-query#dns.quad9.net")]
+    Uri(String),
+    /// The TLS library lacks the cipher suite that QUIC begins with.
+    #[error("QUIC cannot be set up")]
+    Quic,
     /// The file that the environment names cannot be read.
     #[error("{ROOTS_VARIABLE}: {path}: {reason}", path = path.display())]
     Roots {
@@ -396,7 +439,7 @@ impl Forward {
             trust_ad: options.trust_ad,
             case_randomization: options.case_randomization,
             rules,
-            tls: Arc::new(tls::client_config(roots)?),
+            tls: tls::Configs::new(roots)?,
             sockets_max: (udp::sockets_max() / upstream_count.max(1)).max(SOCKETS_MIN),
             reader: reader.clone(),
             lingering: Arc::new(Semaphore::new(group::LINGERING_MAX)),
@@ -423,7 +466,7 @@ struct Maker {
     trust_ad: TrustAd,
     case_randomization: bool,
     rules: Rules,
-    tls: Arc<rustls::ClientConfig>,
+    tls: tls::Configs,
     /// Of each upstream: a dead one must not keep the sockets that the others need.
     sockets_max: usize,
     reader: Option<Arc<Started>>,
@@ -447,19 +490,16 @@ impl Maker {
     }
 
     fn peer(&self, place: String, upstream: Upstream) -> Result<Peer, OptionsError> {
-        let tls = match upstream.protocol {
-            Protocol::Tls => Some((tls::server_name(&upstream)?, self.tls.clone())),
-            Protocol::Udp | Protocol::Tcp => None,
-        };
+        let dial = self.tls.dial(&upstream)?;
         let trust_ad = match self.trust_ad {
-            TrustAd::Auto => upstream.protocol == Protocol::Tls || upstream.addr.ip().to_canonical().is_loopback(),
+            TrustAd::Auto => upstream.protocol.is_encrypted() || upstream.addr.ip().to_canonical().is_loopback(),
             TrustAd::Always => true,
             TrustAd::Never => false,
         };
         let setting = Setting {
             tally: self.metrics.of(&place),
             place,
-            tls,
+            dial,
             rules: Rules { trust_ad, ..self.rules },
             case_randomization: self.case_randomization,
             sockets_max: self.sockets_max,

@@ -31,7 +31,12 @@ pub fn system_upstreams() -> Result<Vec<Upstream>, SystemError> {
 fn upstreams_of(config: &ResolverConfig) -> Result<Vec<Upstream>, SystemError> {
     let of_server = |server: &hickory_resolver::config::NameServerConfig| {
         let udp = server.connections.iter().find(|way| matches!(way.protocol, ProtocolConfig::Udp))?;
-        Some(Upstream { protocol: Protocol::Udp, addr: SocketAddr::new(server.ip, udp.port), tls_name: None })
+        Some(Upstream {
+            protocol: Protocol::Udp,
+            addr: SocketAddr::new(server.ip, udp.port),
+            tls_name: None,
+            path: None,
+        })
     };
     let upstreams: Vec<Upstream> = config.name_servers.iter().filter_map(of_server).collect();
     if upstreams.is_empty() { Err(SystemError("there is none".to_owned())) } else { Ok(upstreams) }

@@ -1,5 +1,6 @@
 //! Tests of asking, against scripted upstreams on loopback. Bounds on time are generous: two cores, many tests.
 
+mod encrypted;
 mod letters;
 #[path = "../../tests/it/upstream.rs"]
 pub(crate) mod scripted;
@@ -23,15 +24,20 @@ const ONE_SHORT_TRY: Duration = Duration::from_millis(1900);
 const AT_ONCE: Duration = Duration::from_millis(390);
 
 fn udp(upstream: &scripted::Upstream) -> Upstream {
-    Upstream { protocol: Protocol::Udp, addr: upstream.addr, tls_name: None }
+    Upstream { protocol: Protocol::Udp, addr: upstream.addr, tls_name: None, path: None }
 }
 
 fn tcp(upstream: &scripted::Upstream) -> Upstream {
-    Upstream { protocol: Protocol::Tcp, addr: upstream.addr, tls_name: None }
+    Upstream { protocol: Protocol::Tcp, addr: upstream.addr, tls_name: None, path: None }
 }
 
 fn tls(upstream: &scripted::Upstream, name: Option<&str>) -> Upstream {
-    Upstream { protocol: Protocol::Tls, addr: upstream.tls_addr.unwrap(), tls_name: name.map(str::to_owned) }
+    Upstream {
+        protocol: Protocol::Tls,
+        addr: upstream.tls_addr.unwrap(),
+        tls_name: name.map(str::to_owned),
+        path: None,
+    }
 }
 
 fn options(upstreams: Vec<Upstream>) -> Options {
@@ -399,7 +405,7 @@ async fn slow_answer_is_given_when_it_comes() {
 async fn nothing_takes_longer_than_the_timeout() {
     let (silent, hung) = (scripted::Upstream::start(loses).await, scripted::Upstream::start(loses).await);
     // A server that takes the connection and never says a word of TLS.
-    let hung = Upstream { protocol: Protocol::Tls, addr: hung.addr, tls_name: None };
+    let hung = Upstream { protocol: Protocol::Tls, addr: hung.addr, tls_name: None, path: None };
     for upstream in [udp(&silent), tcp(&silent), hung] {
         let options = Options { timeout: Duration::from_millis(1200), ..options(vec![upstream.clone()]) };
         let (failure, took) = timed(forward_with(options, clock()).ask(&question("a.example", A))).await;
@@ -412,7 +418,7 @@ async fn nothing_takes_longer_than_the_timeout() {
 async fn hung_handshake_gives_way_to_the_next_upstream() {
     let hung = scripted::Upstream::start(loses).await;
     let alive = scripted::Upstream::start(answers([192, 0, 2, 2])).await;
-    let hung = Upstream { protocol: Protocol::Tls, addr: hung.addr, tls_name: None };
+    let hung = Upstream { protocol: Protocol::Tls, addr: hung.addr, tls_name: None, path: None };
     let forward = forward(vec![hung, udp(&alive)]);
     let (walked, took) = timed(forward.ask(&question("a.example", A))).await;
     assert_eq!(first_a(&walked.unwrap()), [192, 0, 2, 2]);
@@ -815,7 +821,7 @@ async fn metrics_name_places_not_addresses() {
 #[test]
 fn url_prints_as_it_is_written() {
     let upstream = |protocol, addr: &str, name: Option<&str>| {
-        Upstream { protocol, addr: addr.parse().unwrap(), tls_name: name.map(str::to_owned) }.to_string()
+        Upstream { protocol, addr: addr.parse().unwrap(), tls_name: name.map(str::to_owned), path: None }.to_string()
     };
     assert_eq!(upstream(Protocol::Udp, "192.0.2.1:53", None), "udp://192.0.2.1");
     assert_eq!(upstream(Protocol::Tcp, "192.0.2.1:5353", None), "tcp://192.0.2.1:5353");
@@ -828,7 +834,7 @@ fn unusable_options_are_refused() {
     let build = |options| Forward::with_roots(options, RULES, clock(), &Registry::new(), Vec::new()).map(|_| ());
     assert!(matches!(build(options(Vec::new())), Err(OptionsError::NoUpstreams(_))));
     let addr = "192.0.2.1:853".parse().unwrap();
-    let bad = Upstream { protocol: Protocol::Tls, addr, tls_name: Some("not a name".to_owned()) };
+    let bad = Upstream { protocol: Protocol::Tls, addr, tls_name: Some("not a name".to_owned()), path: None };
     let error = build(options(vec![bad])).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -15,7 +15,6 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
-use rustls::pki_types::ServerName;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -23,6 +22,7 @@ use super::connection::Connection;
 use super::health::Health;
 use super::hopes::{Broken, Hope, Leaves, Place};
 use super::letters::Repeats;
+use super::link::{Dial, Link, Lost};
 use super::measure::{Kind, Tally};
 use super::message::{Manner, is_bare_refusal, is_truncated};
 use super::udp::{Datagrams, Started};
@@ -55,8 +55,8 @@ pub(super) enum Trouble {
 pub(super) struct Setting {
     /// Its name in the metrics.
     pub(super) place: String,
-    /// What TLS needs; with [`Protocol::Tls`] only.
-    pub(super) tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
+    /// How it is connected to; with [`Protocol::Udp`] for what was cut.
+    pub(super) dial: Dial,
     /// How its answers are walked, its AD bit included.
     pub(super) rules: Rules,
     /// Whether letters are drawn for its questions; with [`Protocol::Udp`] only.
@@ -84,7 +84,7 @@ pub(super) struct Peer {
 }
 
 /// A connection, or the wait for one, shared by all who need it.
-type Connecting = Shared<BoxFuture<'static, Result<Connection, Broken>>>;
+type Connecting = Shared<BoxFuture<'static, Result<Link, Broken>>>;
 
 impl Peer {
     /// Makes an upstream that was never asked.
@@ -165,7 +165,11 @@ impl Peer {
     pub(super) fn way(&self) -> Option<Way<'_>> {
         match &self.datagrams {
             Some(datagrams) => Some(Way::Datagrams(datagrams)),
-            None => self.connected().map(Way::Connection),
+            // Over HTTP and QUIC a question has a task anyhow.
+            None => match self.connected()? {
+                Link::Stream(connection) => Some(Way::Connection(connection)),
+                Link::Https(_) | Link::Quic(_) => None,
+            },
         }
     }
 
@@ -243,7 +247,7 @@ impl Peer {
     }
 
     fn manner(&self, edns: bool) -> Manner {
-        Manner { edns, authentic_data: self.setting.rules.trust_ad }
+        Manner { edns, authentic_data: self.setting.rules.trust_ad, padded: self.upstream.protocol.is_encrypted() }
     }
 
     /// Gets a whole reply over the upstream's protocol, and the time it took without connecting.
@@ -292,7 +296,8 @@ impl Peer {
         Err(last.map_or(Reason::Malformed, Reason::Broken))
     }
 
-    /// Asks over the connection that stands or is made for it; not having one is another error than losing it.
+    /// Asks over the connection that stands or is made for it; losing it is another error than all others, since
+    /// another one may do better.
     async fn ask_once_connected(
         &self,
         question: &Arc<Question>,
@@ -300,11 +305,14 @@ impl Peer {
     ) -> Result<Result<(Vec<u8>, Duration), Broken>, Broken> {
         let connection = self.connect().await?;
         let begun = Instant::now();
-        let result = connection.ask(question, manner).await.map(|reply| (reply, begun.elapsed()));
-        if result.is_err() {
-            connection.retire();
+        match connection.ask(question, manner).await {
+            Ok(reply) => Ok(Ok((reply, begun.elapsed()))),
+            Err(Lost::Question(broken)) => Err(broken),
+            Err(Lost::Connection(broken)) => {
+                connection.retire();
+                Ok(Err(broken))
+            }
         }
-        Ok(result)
     }
 
     /// Returns the kept connection, the one being made, or a new one.
@@ -321,18 +329,13 @@ impl Peer {
 
     /// Connects in a task of its own: whoever asked first may be gone before it is done.
     fn start_connecting(&self) -> Connecting {
-        let (addr, mismatches, tls) = (self.upstream.addr, self.mismatches(), self.setting.tls.clone());
-        let task = tokio::spawn(async move {
-            match tls {
-                Some((name, config)) => Connection::tls(addr, name, config, mismatches).await,
-                None => Connection::tcp(addr, mismatches).await,
-            }
-        });
+        let mismatches = self.setting.tally.failures(Kind::Mismatch).clone();
+        let task = tokio::spawn(self.setting.dial.clone().connect(self.upstream.addr, mismatches));
         async move { task.await.unwrap_or_else(|_| Err(Broken("the runtime is ending".to_owned()))) }.boxed().shared()
     }
 
     /// Returns the connection if it stands.
-    fn connected(&self) -> Option<Connection> {
+    fn connected(&self) -> Option<Link> {
         let kept = self.connection.lock();
         let connection = kept.as_ref()?.peek()?.as_ref().ok()?;
         (!connection.is_over()).then(|| connection.clone())
@@ -340,10 +343,6 @@ impl Peer {
 
     fn is_connected(&self) -> bool {
         self.connected().is_some()
-    }
-
-    fn mismatches(&self) -> prometheus::IntCounter {
-        self.setting.tally.failures(Kind::Mismatch).clone()
     }
 
     /// Notes that a reply came.

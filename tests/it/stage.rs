@@ -155,7 +155,7 @@ impl Stage {
         let upstream = Upstream::start(move |asked| answering.lock().unwrap().answer(asked)).await;
         let catalogue = catalogue(lists)?;
         let (clock, registry) = (Clock::manual(START), Registry::new());
-        let asked = UpstreamUrl { protocol: Protocol::Udp, addr: upstream.addr, tls_name: None };
+        let asked = UpstreamUrl { protocol: Protocol::Udp, addr: upstream.addr, tls_name: None, path: None };
         let forward = forward::Options { upstreams: vec![asked], ..forward::Options::default() };
         let forward = Forward::with_roots(forward, RULES, clock.clone(), &registry, Vec::new()).unwrap();
         let (learner, writer) = learn::start(Start::new(options, listing(&catalogue), 1), clock.clone(), &registry);

@@ -305,7 +305,7 @@ async fn answer_from(socket: UdpSocket) {
     let mut room = [0; 1232];
     while let Ok((len, from)) = socket.recv_from(&mut room).await {
         let octets = room[..len].to_vec();
-        let asked = Asked { via: Via::Udp, octets, from, sni: None, connection: 0, before: 0 };
+        let asked = Asked { via: Via::Udp, octets, from, sni: None, request: None, connection: 0, before: 0 };
         if let Act::Send(reply) = asked.a([192, 0, 2, 1]) {
             let _ = socket.send_to(&reply, from).await;
         }

@@ -1,8 +1,8 @@
-//! A scripted upstream: real UDP, TCP and TLS sockets on loopback that do what a test says.
+//! A scripted upstream: real UDP, TCP, TLS, HTTPS and QUIC sockets on loopback that do what a test says.
 //!
 //! A *script* is a closure that gets each question as it came ([`Asked`]) and returns what to do ([`Act`]): answer
-//! well or badly, late, twice, or not at all. UDP and TCP share one port; TLS has one of its own and a certificate
-//! made for it. Every question is logged. Dropping the [`Upstream`] closes its sockets and connections.
+//! well or badly, late, twice, or not at all. UDP and TCP share one port; what is encrypted has one of its own and a
+//! certificate made for it. Every question is logged. Dropping the [`Upstream`] closes its sockets and connections.
 //!
 //! The file stands alone, so that unit tests can take it in by `#[path]`.
 
@@ -16,9 +16,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -37,6 +43,8 @@ pub enum Via {
     Udp,
     Tcp,
     Tls,
+    Https,
+    Quic,
 }
 
 /// A question as it came.
@@ -46,8 +54,10 @@ pub struct Asked {
     pub octets: Vec<u8>,
     /// The asker's address and port.
     pub from: SocketAddr,
-    /// Over TLS: the server name it sent.
+    /// Over what is encrypted: the server name it sent.
     pub sni: Option<String>,
+    /// Over HTTPS: method, URI and media types.
+    pub request: Option<String>,
     /// The number of the connection, from 1; 0 over UDP.
     pub connection: usize,
     /// How many came before it, over all transports.
@@ -292,6 +302,12 @@ pub enum Act {
     Each(Vec<Self>),
     /// Closes the connection with all that waits on it; over UDP as [`Act::Drop`].
     Close,
+    /// Over HTTPS: responds with this status, media type and body.
+    Respond(u16, &'static str, Vec<u8>),
+    /// Over HTTPS and QUIC: gives up the question's stream.
+    Reset,
+    /// Over QUIC: sends these octets without their length before them.
+    Bare(Vec<u8>),
 }
 
 impl Act {
@@ -322,6 +338,7 @@ struct State {
     script: Box<Script>,
     log: Mutex<Vec<Asked>>,
     connections: AtomicUsize,
+    resumed: AtomicUsize,
 }
 
 impl Upstream {
@@ -355,21 +372,35 @@ impl Upstream {
     /// Listens on UDP, TCP and TLS, with a certificate for `names` (host names or addresses).
     pub async fn start_tls(names: &[&str], script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
         let mut upstream = Self::start(script).await;
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
-        let certificate = made.cert.der().clone();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.clone()], key)
-            .unwrap();
+        let (certificate, config) = credentials(names, &[]);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         upstream.tls_addr = Some(listener.local_addr().unwrap());
         upstream.certificate = Some(certificate);
         upstream.tasks.spawn(serve_tls(listener, TlsAcceptor::from(Arc::new(config)), upstream.state.clone()));
+        upstream
+    }
+
+    /// Listens on HTTPS (HTTP/2) at [`Self::tls_addr`], with a certificate for `names`; UDP and TCP are heard, too.
+    pub async fn start_https(names: &[&str], script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+        let mut upstream = Self::start(script).await;
+        let (certificate, config) = credentials(names, &[b"h2"]);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        upstream.tls_addr = Some(listener.local_addr().unwrap());
+        upstream.certificate = Some(certificate);
+        upstream.tasks.spawn(serve_https(listener, TlsAcceptor::from(Arc::new(config)), upstream.state.clone()));
+        upstream
+    }
+
+    /// Listens on QUIC at [`Self::tls_addr`], with a certificate for `names`; UDP and TCP are heard, too.
+    pub async fn start_quic(names: &[&str], script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+        let mut upstream = Self::start(script).await;
+        let (certificate, config) = credentials(names, &[b"doq"]);
+        let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(config).unwrap();
+        let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        let endpoint = quinn::Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        upstream.tls_addr = Some(endpoint.local_addr().unwrap());
+        upstream.certificate = Some(certificate);
+        upstream.tasks.spawn(serve_quic(endpoint, upstream.state.clone()));
         upstream
     }
 
@@ -388,6 +419,11 @@ impl Upstream {
         self.state.connections.load(Ordering::SeqCst)
     }
 
+    /// How many TLS sessions went on from earlier ones (TLS and HTTPS only).
+    pub fn resumed(&self) -> usize {
+        self.state.resumed.load(Ordering::SeqCst)
+    }
+
     /// How many questions came for each name.
     pub fn counts(&self) -> HashMap<String, usize> {
         let mut counts = HashMap::new();
@@ -396,12 +432,43 @@ impl Upstream {
     }
 
     fn silent(addr: SocketAddr, script: Box<Script>) -> Self {
-        let state = Arc::new(State { script, log: Mutex::default(), connections: AtomicUsize::new(0) });
+        let state = Arc::new(State {
+            script,
+            log: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            resumed: AtomicUsize::new(0),
+        });
         Self { addr, tls_addr: None, certificate: None, state, tasks: JoinSet::new() }
     }
 }
 
+/// Makes a certificate, its own authority, and the server's side of TLS with it.
+fn credentials(names: &[&str], alpn: &[&[u8]]) -> (CertificateDer<'static>, rustls::ServerConfig) {
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    (certificate, config)
+}
+
 impl State {
+    /// Counts a session; returns its number and the server name in it.
+    fn note_session(&self, stream: &tokio_rustls::server::TlsStream<tokio::net::TcpStream>) -> (usize, Option<String>) {
+        let session = stream.get_ref().1;
+        if session.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+            self.resumed.fetch_add(1, Ordering::SeqCst);
+        }
+        (self.connections.fetch_add(1, Ordering::SeqCst) + 1, session.server_name().map(str::to_owned))
+    }
+
     /// Logs a question and asks the script.
     fn decide(&self, mut asked: Asked) -> Act {
         let mut log = self.log.lock().unwrap();
@@ -417,6 +484,11 @@ trait Sink: Send + Sync {
     fn send(&self, octets: Vec<u8>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
     fn send_from_elsewhere(&self, octets: Vec<u8>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
     fn close(&self);
+    fn respond(&self, _: u16, _: &'static str, _: Vec<u8>) {}
+    fn reset(&self) {}
+    fn bare(&self, octets: Vec<u8>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.send(octets)
+    }
 }
 
 fn perform<'a>(act: Act, sink: &'a dyn Sink) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
@@ -435,6 +507,9 @@ fn perform<'a>(act: Act, sink: &'a dyn Sink) -> Pin<Box<dyn Future<Output = ()> 
                 }
             }
             Act::Close => sink.close(),
+            Act::Respond(status, media_type, body) => sink.respond(status, media_type, body),
+            Act::Reset => sink.reset(),
+            Act::Bare(octets) => sink.bare(octets).await,
         }
     })
 }
@@ -468,7 +543,15 @@ async fn serve_udp(socket: UdpSocket, state: Arc<State>) {
     loop {
         // An asker that is gone shows as an error here; the next one is not its fault.
         let Ok((len, from)) = socket.recv_from(&mut room).await else { continue };
-        let asked = Asked { via: Via::Udp, octets: room[..len].to_vec(), from, sni: None, connection: 0, before: 0 };
+        let asked = Asked {
+            via: Via::Udp,
+            octets: room[..len].to_vec(),
+            from,
+            sni: None,
+            request: None,
+            connection: 0,
+            before: 0,
+        };
         let (act, sink) = (state.decide(asked), Datagram { socket: socket.clone(), to: from });
         acts.spawn(async move { perform(act, &sink).await });
         while acts.try_join_next().is_some() {}
@@ -489,8 +572,7 @@ async fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor, state: Arc<Stat
         let (acceptor, state) = (acceptor.clone(), state.clone());
         connections.spawn(async move {
             let Ok(stream) = acceptor.accept(stream).await else { return };
-            let number = state.connections.fetch_add(1, Ordering::SeqCst) + 1;
-            let sni = stream.get_ref().1.server_name().map(str::to_owned);
+            let (number, sni) = state.note_session(&stream);
             serve_stream(stream, Via::Tls, from, sni, number, state).await;
         });
     }
@@ -498,7 +580,7 @@ async fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor, state: Arc<Stat
 
 struct Frames<W> {
     writer: tokio::sync::Mutex<W>,
-    closed: tokio::sync::Notify,
+    closed: Notify,
 }
 
 impl<W: AsyncWrite + Unpin + Send> Sink for Frames<W> {
@@ -530,7 +612,7 @@ async fn serve_stream<S: AsyncRead + AsyncWrite + Send + 'static>(
     state: Arc<State>,
 ) {
     let (mut reader, writer) = tokio::io::split(stream);
-    let sink = Arc::new(Frames { writer: tokio::sync::Mutex::new(writer), closed: tokio::sync::Notify::new() });
+    let sink = Arc::new(Frames { writer: tokio::sync::Mutex::new(writer), closed: Notify::new() });
     let mut acts = JoinSet::new();
     let reading = async {
         while let Ok(len) = reader.read_u16().await {
@@ -538,7 +620,7 @@ async fn serve_stream<S: AsyncRead + AsyncWrite + Send + 'static>(
             if reader.read_exact(&mut octets).await.is_err() || len < 17 {
                 break;
             }
-            let asked = Asked { via, octets, from, sni: sni.clone(), connection, before: 0 };
+            let asked = Asked { via, octets, from, sni: sni.clone(), request: None, connection, before: 0 };
             let (act, sink) = (state.decide(asked), sink.clone());
             acts.spawn(async move { perform(act, &*sink).await });
         }
@@ -548,4 +630,141 @@ async fn serve_stream<S: AsyncRead + AsyncWrite + Send + 'static>(
         () = sink.closed.notified() => {}
     }
     acts.shutdown().await;
+}
+
+/// What an HTTP response is being made of.
+#[derive(Default)]
+struct Responding {
+    made: Mutex<Option<Result<Response<Full<Bytes>>, std::io::Error>>>,
+    closed: Arc<Notify>,
+}
+
+impl Sink for Responding {
+    fn send(&self, octets: Vec<u8>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.respond(200, "application/dns-message", octets);
+        Box::pin(async {})
+    }
+
+    fn send_from_elsewhere(&self, octets: Vec<u8>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.send(octets)
+    }
+
+    fn close(&self) {
+        self.closed.notify_one();
+    }
+
+    fn respond(&self, status: u16, media_type: &'static str, body: Vec<u8>) {
+        let response = Response::builder().status(status).header("content-type", media_type);
+        // A redirect must not be followed.
+        let response = response.header("location", "https://elsewhere.example/dns-query");
+        *self.made.lock().unwrap() = Some(Ok(response.body(Full::new(Bytes::from(body))).unwrap()));
+    }
+
+    fn reset(&self) {
+        *self.made.lock().unwrap() = Some(Err(std::io::Error::other("reset")));
+    }
+}
+
+async fn serve_https(listener: TcpListener, acceptor: TlsAcceptor, state: Arc<State>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, from)) = listener.accept().await {
+        let (acceptor, state) = (acceptor.clone(), state.clone());
+        connections.spawn(async move {
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let (number, sni) = state.note_session(&stream);
+            let closed = Arc::new(Notify::new());
+            let service = {
+                let closed = closed.clone();
+                hyper::service::service_fn(move |request| {
+                    let responding = Responding { closed: closed.clone(), ..Responding::default() };
+                    respond(request, (from, sni.clone(), number), state.clone(), responding)
+                })
+            };
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::select! {
+                _ = builder.serve_connection(TokioIo::new(stream), service) => {}
+                () = closed.notified() => {}
+            }
+        });
+    }
+}
+
+async fn respond(
+    request: Request<Incoming>,
+    (from, sni, connection): (SocketAddr, Option<String>, usize),
+    state: Arc<State>,
+    responding: Responding,
+) -> Result<Response<Full<Bytes>>, std::io::Error> {
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("-");
+    let head = format!("{} {} {} {}", request.method(), request.uri(), header("content-type"), header("accept"));
+    let octets = request.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes().to_vec();
+    let asked = Asked { via: Via::Https, octets, from, sni, request: Some(head), connection, before: 0 };
+    perform(state.decide(asked), &responding).await;
+    let made = responding.made.lock().unwrap().take();
+    match made {
+        Some(made) => made,
+        None => std::future::pending().await,
+    }
+}
+
+/// A question's stream.
+struct Streaming {
+    connection: quinn::Connection,
+    sending: Mutex<Option<quinn::SendStream>>,
+}
+
+impl Sink for Streaming {
+    fn send(&self, octets: Vec<u8>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.bare([&(octets.len() as u16).to_be_bytes(), &*octets].concat())
+    }
+
+    fn send_from_elsewhere(&self, octets: Vec<u8>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.send(octets)
+    }
+
+    fn close(&self) {
+        self.connection.close(0u8.into(), b"");
+    }
+
+    fn reset(&self) {
+        let _ = self.sending.lock().unwrap().as_mut().map(|sending| sending.reset(1u8.into()));
+    }
+
+    fn bare(&self, octets: Vec<u8>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let taken = self.sending.lock().unwrap().take();
+            if let Some(mut sending) = taken {
+                let _ = sending.write_all(&octets).await;
+                let _ = sending.finish();
+            }
+        })
+    }
+}
+
+async fn serve_quic(endpoint: quinn::Endpoint, state: Arc<State>) {
+    let mut connections = JoinSet::new();
+    while let Some(incoming) = endpoint.accept().await {
+        let state = state.clone();
+        connections.spawn(async move {
+            let Ok(connection) = incoming.await else { return };
+            let number = state.connections.fetch_add(1, Ordering::SeqCst) + 1;
+            let handshake = connection.handshake_data();
+            let handshake = handshake.and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
+            let (from, sni) = (connection.remote_address(), handshake.and_then(|data| data.server_name));
+            let mut acts = JoinSet::new();
+            while let Ok((sending, mut receiving)) = connection.accept_bi().await {
+                let (state, connection, sni) = (state.clone(), connection.clone(), sni.clone());
+                acts.spawn(async move {
+                    let Ok(frame) = receiving.read_to_end(65_537).await else { return };
+                    let octets = frame[2..].to_vec();
+                    let asked =
+                        Asked { via: Via::Quic, octets, from, sni, request: None, connection: number, before: 0 };
+                    let streaming = Streaming { connection, sending: Mutex::new(Some(sending)) };
+                    perform(state.decide(asked), &streaming).await;
+                    // A stream that is let go would end.
+                    std::future::pending::<()>().await;
+                });
+            }
+        });
+    }
 }

@@ -85,7 +85,7 @@ fn around(
     let secure = Vec::from_iter(certificate.map(|_| free));
     config.listen.tls = certificate.map(Certificate::files);
     (config.listen.dot, config.listen.doh, config.listen.doq) = (secure.clone(), secure.clone(), secure);
-    config.forward.upstreams = vec![Upstream { protocol: Protocol::Udp, addr: upstream, tls_name: None }];
+    config.forward.upstreams = vec![Upstream { protocol: Protocol::Udp, addr: upstream, tls_name: None, path: None }];
     config.forward.strategy = Strategy::Ordered;
     config.forward.routes.clear();
     // The show leaves nothing behind.

@@ -15,7 +15,7 @@ use crate::forward::measure::{Kind, Metrics};
 use crate::forward::message::Manner;
 use crate::forward::udp::{Datagrams, Reader};
 
-const MANNER: Manner = Manner { edns: true, authentic_data: false };
+const MANNER: Manner = Manner { edns: true, authentic_data: false, padded: false };
 
 /// Asks on the short way, and waits for it.
 async fn short(forward: &Forward, question: Question) -> Result<Walked, Failure> {
