@@ -103,6 +103,12 @@ impl Health {
         self.went_down(now)
     }
 
+    /// Notes that it refused a question without a DNS reply: it is well, but was of no use.
+    pub(super) fn refused(&mut self, error: String) {
+        self.last_error = Some(error);
+        self.served(false);
+    }
+
     /// Marks it down; many questions that fail together count once.
     fn went_down(&mut self, now: Timestamp) -> bool {
         if self.down.is_some() {

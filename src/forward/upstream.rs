@@ -302,12 +302,12 @@ impl Peer {
         &self,
         question: &Arc<Question>,
         manner: Manner,
-    ) -> Result<Result<(Vec<u8>, Duration), Broken>, Broken> {
+    ) -> Result<Result<(Vec<u8>, Duration), Broken>, Reason> {
         let connection = self.connect().await?;
         let begun = Instant::now();
         match connection.ask(question, manner).await {
             Ok(reply) => Ok(Ok((reply, begun.elapsed()))),
-            Err(Lost::Question(broken)) => Err(broken),
+            Err(Lost::Question(broken)) => Err(Reason::Refused(broken)),
             Err(Lost::Connection(broken)) => {
                 connection.retire();
                 Ok(Err(broken))
@@ -391,6 +391,10 @@ impl Peer {
                 self.note_broken(error);
                 Kind::Network
             }
+            Err(Reason::Refused(Broken(error))) => {
+                self.health().refused(error);
+                Kind::Malformed
+            }
             Err(Reason::BareRefusal) => Kind::Rcode,
             Err(Reason::Truncated) => Kind::Truncated,
             Err(Reason::Malformed) => Kind::Malformed,
@@ -469,6 +473,8 @@ impl Begun {
 enum Reason {
     /// The transport failed.
     Broken(Broken),
+    /// An upstream that stands answered with something else than a DNS reply to the question.
+    Refused(Broken),
     /// FORMERR or NOTIMP in a bare header.
     BareRefusal,
     /// The UDP reply was cut, and TCP failed.
