@@ -40,7 +40,7 @@ use crate::listen::tls::PairError;
 use crate::listen::{self, Access, BindError, Bound, Front, Kind, Open, doh};
 use crate::metrics::Registry;
 use crate::pipeline::{Current, Pipeline};
-use crate::policy::Special;
+use crate::policy::{Hosts, Special};
 use crate::prefix::Prefix;
 use crate::set::outlet::{Intake, outlet_aside};
 use crate::set::{Joins, StaticEntry};
@@ -125,6 +125,9 @@ pub enum StartError {
     /// The secrets of cookies.
     #[error("{0}")]
     Cookie(#[from] SecretError),
+    /// The hosts file.
+    #[error("{0}")]
+    Hosts(#[from] HostsError),
     /// The file of names to ask ahead.
     #[error("{0}")]
     WarmNames(Problems),
@@ -152,6 +155,7 @@ impl StartError {
                 | Self::Export(file::CheckError::NoFile(_))
                 | Self::Token(_)
                 | Self::Cookie(_)
+                | Self::Hosts(_)
                 | Self::WarmNames(_)
                 | Self::Cluster(_)
         )
@@ -200,6 +204,9 @@ pub enum ReloadError {
     /// The secrets of cookies.
     #[error("{0}")]
     Cookie(#[from] SecretError),
+    /// The hosts file.
+    #[error("{0}")]
+    Hosts(#[from] HostsError),
     /// The file of names to ask ahead.
     #[error("{0}")]
     WarmNames(Problems),
@@ -210,6 +217,7 @@ pub enum ReloadError {
 struct Loaded {
     config: Config,
     generation: u64,
+    hosts: Arc<Hosts>,
 }
 
 /// A running greenlane.
@@ -270,6 +278,7 @@ impl Daemon {
         config.export_files.iter().try_for_each(file::check)?;
         let tokens = read_tokens(&config)?;
         let secrets = read_secrets(&config)?;
+        let hosts = read_hosts(&config)?;
         let Sockets { dns, web, secure } =
             sockets.map_or_else(|| Sockets::take(passed, &config, Patience::None), Ok)?;
         let bound = dns.into_iter().map(listen::read).collect::<Result<Vec<_>, _>>()?;
@@ -295,7 +304,7 @@ impl Daemon {
         let start =
             learn::Start { options, listing: listing(&catalogue), generation, outlets, joins: joins.clone(), restored };
         let (learner, writer) = learn::start(start, clock.clone(), &registry);
-        let current = current(&config, generation, &catalogue, forward, &certified);
+        let current = current(&config, generation, &catalogue, forward, (&certified, &hosts));
         let cache = Cache::new(config.cache.size_bytes);
         let pipeline = Pipeline::new(current, cache, learner.clone(), clock.clone(), &registry);
         let meter = Meter::new(&registry);
@@ -330,7 +339,7 @@ impl Daemon {
             ended: tokio::sync::Mutex::new(ended),
             ending,
             cluster: Mutex::new(None),
-            loaded: tokio::sync::Mutex::new(Loaded { config: config.clone(), generation }),
+            loaded: tokio::sync::Mutex::new(Loaded { config: config.clone(), generation, hosts }),
         });
         daemon.must_run("the writer of the set", &daemon.tasks, writer.run());
         daemon.start_looking_ahead();
@@ -454,6 +463,7 @@ impl Daemon {
         let catalogue = Arc::new(read.catalogue);
         let wanted = wanted(&config, &catalogue).map_err(ReloadError::WarmNames)?;
         let secrets = read_secrets(&config)?;
+        let hosts = read_hosts(&config)?;
 
         let pair = self.certified.renewed(config.listen.tls.as_ref())?;
 
@@ -468,11 +478,12 @@ impl Daemon {
         // A cluster is joined or left with a restart.
         options.is_shared = self.cluster.lock().is_some();
         self.learner.reload(listing(&catalogue), generation, Some(options), confirm).await;
-        self.pipeline.replace(current(&config, generation, &catalogue, forward, &self.certified));
+        let own = (&self.certified, &hosts);
+        self.pipeline.replace(current(&config, generation, &catalogue, forward, own));
         self.catalogue.store(Arc::clone(&catalogue));
         self.relisted.send_replace(Arc::clone(&catalogue));
         // What was answered at home is to be asked for now, or the other way.
-        if upstreams_change || config.special != loaded.config.special {
+        if upstreams_change || config.special != loaded.config.special || hosts != loaded.hosts {
             self.pipeline.clear_cache();
         }
         self.warmed.send_replace(wanted);
@@ -484,7 +495,7 @@ impl Daemon {
         }
         self.meter.triggers.set(i64::try_from(catalogue.trigger_count()).unwrap_or(i64::MAX));
         name_what_waits_for_a_restart(&loaded.config, &config);
-        *loaded = Loaded { config, generation };
+        *loaded = Loaded { config, generation, hosts };
         Ok(generation)
     }
 
@@ -697,6 +708,22 @@ fn wanted(config: &Config, catalogue: &Arc<Catalogue>) -> Result<Arc<Wanted>, Pr
     Ok(Arc::new(Wanted::new(&config.warm, config.places.warm_names.as_ref(), catalogue)?))
 }
 
+/// A hosts file that cannot be read.
+#[derive(Debug, Error)]
+#[error("forward.hosts: {}: cannot be read: {source}", .path.display())]
+pub struct HostsError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// Reads the hosts file, and says what of it was skipped.
+fn read_hosts(config: &Config) -> Result<Arc<Hosts>, HostsError> {
+    let Some(path) = &config.hosts else { return Ok(Arc::default()) };
+    let (hosts, skipped) = Hosts::load(path).map_err(|source| HostsError { path: path.clone(), source })?;
+    skipped.iter().for_each(|line| tracing::warn!("forward.hosts: {line}; skipped"));
+    Ok(Arc::new(hosts))
+}
+
 /// Reads the secrets of cookies, if clients get any.
 fn read_secrets(config: &Config) -> Result<Option<Secrets>, SecretError> {
     config.listen.clients.cookie_secret_file.as_deref().map(Secrets::load).transpose()
@@ -716,11 +743,11 @@ fn current(
     generation: u64,
     catalogue: &Arc<Catalogue>,
     forward: Arc<Forward>,
-    certified: &Certified,
+    (certified, hosts): (&Certified, &Arc<Hosts>),
 ) -> Current {
     let routed = config.forward.routes.iter().map(|route| &route.zone);
     let routes = routed.chain(&config.special).cloned().collect();
-    let special = Special::new(routes).denying(config.policy).telling(certified.told());
+    let special = Special::new(routes).denying(config.policy).telling(certified.told()).with_hosts(Arc::clone(hosts));
     Current::new(generation, Arc::clone(catalogue), forward, special, clamps(config), config.tag)
         .with_ahead(config.cache.ahead)
 }

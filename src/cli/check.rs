@@ -10,6 +10,7 @@ use crate::daemon::today;
 use crate::export::file;
 use crate::listen::cookie::Secrets;
 use crate::listen::tls::{Pair, PairError};
+use crate::policy::Hosts;
 use crate::source::Location;
 use crate::warm;
 use crate::web::{Options, Tokens};
@@ -23,6 +24,12 @@ pub(super) fn run(file: &ConfigFile, args: &CheckArgs) -> Result<(), Failure> {
     let secrets = config.listen.clients.cookie_secret_file.as_deref().map(Secrets::load);
     problems.extend(secrets.and_then(Result::err).map(|error| error.to_string()));
     problems.extend(export_problems(&config));
+    if let Some(path) = &config.hosts {
+        match Hosts::load(path) {
+            Ok((_, skipped)) => skipped.iter().for_each(|line| warn(None, &format!("forward.hosts: {line}; skipped"))),
+            Err(error) => problems.push(format!("forward.hosts: {}: cannot be read: {error}", path.display())),
+        }
+    }
     let warm_names = warm::read_names(&config.warm, config.places.warm_names.as_ref());
     problems.extend(warm_names.err().map(|found| found.to_string()));
     let mut options = config.catalogue;

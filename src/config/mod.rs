@@ -17,7 +17,7 @@
 //! ends up in [`Config::not_built`].
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::name::Name;
@@ -60,6 +60,8 @@ pub struct Config {
     pub forward: forward::Options,
     /// `forward.special`: names that are not answered at home although they are special.
     pub special: Vec<Name>,
+    /// `forward.hosts`; the path already starts at the file's folder.
+    pub hosts: Option<PathBuf>,
     /// `[cache]`.
     pub cache: cache::Options,
     /// `[catalogue]` but `watch`; the path already starts at the file's folder.
@@ -150,6 +152,7 @@ impl Default for Config {
             web: web::Options { listen: Some(WEB_BY_DEFAULT), ..web::Options::default() },
             forward,
             special: Vec::new(),
+            hosts: None,
             cache: cache::Options::default(),
             catalogue: catalogue::Options::default(),
             watch: true,

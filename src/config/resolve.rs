@@ -63,6 +63,7 @@ pub(super) fn resolve(raw: &Raw<'_>, folder: &Path, faults: &mut Faults) -> Conf
         listen,
         forward,
         special: special(entries, faults),
+        hosts: entries.read(&table::FORWARD_HOSTS, faults).map(|path| start_at(folder, path)),
     }
 }
 

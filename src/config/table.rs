@@ -176,6 +176,8 @@ keys! {
         };
     /// Special-use zones, such as ["home.arpa"], that upstreams are asked for; others are answered at home.
     FORWARD_SPECIAL: Vec<Located<Name>> = "forward.special", Built, Default("[]"), |item, faults| item.located_names(faults);
+    /// A hosts file, such as /etc/hosts, whose names and addresses are answered at home.
+    FORWARD_HOSTS: PathBuf = "forward.hosts", Built, Absent(r#""/etc/hosts""#), |item, faults| item.path(faults);
 
     /// The zone, from its apex down.
     ROUTE_ZONE: Located<Name> = "forward.route.zone", Built, Required(r#""corp.example""#), |item, faults| item.located_name(faults);

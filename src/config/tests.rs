@@ -131,6 +131,7 @@ fn every_built_key_reaches_its_option() {
         timeout = "2s"
         trust-ad = "never"
         special = ["home.arpa", "corp.test"]
+        hosts = "hosts"
         [[forward.route]]
         zone = "Bücher.example."
         upstreams = ["tls://10.0.0.53#ns.corp.example"]
@@ -214,6 +215,7 @@ fn every_built_key_reaches_its_option() {
     assert_eq!(config.forward.timeout, Duration::from_secs(2));
     assert_eq!(config.forward.routes[0].zone.to_string(), "xn--bcher-kva.example");
     assert_eq!(config.forward.routes[0].upstreams[0].tls_name.as_deref(), Some("ns.corp.example"));
+    assert_eq!(config.hosts, Some(PathBuf::from("hosts")));
     assert_eq!(config.special, ["home.arpa", "corp.test"].map(|name| Name::parse(name).unwrap()));
     assert_eq!(config.cache.size_bytes, 16_000_000);
     assert_eq!(config.cache.min_ttl, Duration::from_secs(5));

@@ -20,7 +20,7 @@ pub fn files(config: &Config, source: Option<&Path>) -> Option<Files> {
     }
     let named = [source, Some(&config.catalogue.path)];
     let tokens = [&config.web.read_token_file, &config.web.admin_token_file, &config.warm.names_file];
-    let tokens = tokens.into_iter().chain([&config.listen.clients.cookie_secret_file]);
+    let tokens = tokens.into_iter().chain([&config.listen.clients.cookie_secret_file, &config.hosts]);
     let named = named.into_iter().flatten().chain(tokens.flatten().map(PathBuf::as_path));
     let mut read: Vec<PathBuf> = named.map(folder_of).collect();
     let pair = config.listen.tls.iter().flat_map(|pair| [&pair.certificate, &pair.key]);

@@ -12,17 +12,21 @@
 //! of theirs wants it asked. `forward.special` is the other: the names in it are put to the upstreams of all names.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::Hosts;
 use super::designated::{self, Designated};
 use crate::name::Name;
 use crate::wire::{Question, rcode, rtype};
 
 /// The TTL of these answers and their SOA, as RFC 6303 §3 gives it.
 const TTL_SECS: u32 = 10_800;
+
+/// The TTL of what a hosts file says: a change is seen within minutes.
+const HOSTS_TTL_SECS: u32 = 300;
 
 /// Names under which nothing exists, apex included: RFC 6761 §6.2 and §6.4, RFC 7686, RFC 9476, and RFC 6762 §22.1
 /// for a resolver that is not asked for multicast names.
@@ -91,6 +95,7 @@ pub struct Special {
     loopback: [Option<Name>; 2],
     /// Our encrypted listeners; another certificate changes what is told.
     designated: Option<Arc<ArcSwap<Designated>>>,
+    hosts: Arc<Hosts>,
 }
 
 impl Special {
@@ -109,7 +114,8 @@ impl Special {
         // RFC 1918's 172.16.0.0/12 and RFC 6598's 100.64.0.0/10 are many zones each.
         (16..32).for_each(|octet| add(&format!("{octet}.172.in-addr.arpa"), Zone::Empty));
         (64..128).for_each(|octet| add(&format!("{octet}.100.in-addr.arpa"), Zone::Empty));
-        Self { zones, routes, loopback: [LOOPBACK_4, LOOPBACK_6].map(|text| Name::parse(text).ok()), designated: None }
+        let loopback = [LOOPBACK_4, LOOPBACK_6].map(|text| Name::parse(text).ok());
+        Self { zones, routes, loopback, designated: None, hosts: Arc::default() }
     }
 
     /// Denies the names that the options say.
@@ -145,6 +151,33 @@ impl Special {
         Some(reply.octets)
     }
 
+    /// Answers the names of a hosts file, too; it comes first.
+    #[must_use]
+    pub fn with_hosts(self, hosts: Arc<Hosts>) -> Self {
+        Self { hosts, ..self }
+    }
+
+    /// Answers what stands in the hosts file.
+    fn answer_of_hosts(&self, question: &Question) -> Option<Vec<u8>> {
+        let name = question.name.as_wire();
+        let mut reply = Reply { ttl_secs: HOSTS_TTL_SECS, ..Reply::new(question, name.len()) };
+        if let (rtype::PTR, Some(found)) = (question.qtype, self.hosts.name(&question.name)) {
+            reply.add(rtype::PTR, found.as_wire());
+            return Some(reply.octets);
+        }
+        for addr in self.hosts.addresses(&question.name)? {
+            match (addr, question.qtype) {
+                (IpAddr::V4(addr), rtype::A) => reply.add(rtype::A, &addr.octets()),
+                (IpAddr::V6(addr), rtype::AAAA) => reply.add(rtype::AAAA, &addr.octets()),
+                _ => {}
+            }
+        }
+        if reply.octets[7] == 0 {
+            reply.deny(rcode::NOERROR, name);
+        }
+        Some(reply.octets)
+    }
+
     /// Returns whether a name is ours to answer.
     pub fn holds(&self, name: &Name) -> bool {
         self.zone_of(name).is_some()
@@ -152,8 +185,8 @@ impl Special {
 
     /// Returns the answer as a message in wire form, or `None` if the name is not ours to answer.
     pub fn answer(&self, question: &Question) -> Option<Vec<u8>> {
-        if let Some(reply) = self.discovery(question) {
-            return Some(reply);
+        if let Some(octets) = self.answer_of_hosts(question).or_else(|| self.discovery(question)) {
+            return Some(octets);
         }
         let (apex, zone) = self.zone_of(&question.name)?;
         let is_apex = apex.len() == question.name.as_wire().len();
@@ -193,6 +226,7 @@ impl Special {
 /// A reply being written: header and question first, one record after them.
 struct Reply {
     octets: Vec<u8>,
+    ttl_secs: u32,
     /// A compression pointer to the apex inside the question.
     apex_pointer: [u8; 2],
 }
@@ -206,13 +240,13 @@ impl Reply {
         octets.extend_from_slice(&question.qclass.to_be_bytes());
         // The question starts at 12 and a name has at most 255 octets, so the place always fits a pointer's 14 bits.
         let place = 0xc000 | (12 + name.len() - apex_len) as u16;
-        Self { octets, apex_pointer: place.to_be_bytes() }
+        Self { octets, ttl_secs: TTL_SECS, apex_pointer: place.to_be_bytes() }
     }
 
-    /// Answers with one record of the name asked.
+    /// Answers with one more record of the name asked; there are fewer than 256.
     fn add(&mut self, rtype: u16, rdata: &[u8]) {
-        self.octets[7] = 1;
-        self.record([0xc0, 12], rtype, TTL_SECS, rdata);
+        self.octets[7] += 1;
+        self.record([0xc0, 12], rtype, self.ttl_secs, rdata);
     }
 
     /// Answers with no record and the SOA of the zone (RFC 2308 §2).
@@ -320,6 +354,28 @@ mod tests {
         let holds = |name: &str| special.holds(&Name::parse(name).unwrap());
         assert!(["home.arpa", "a.b.home.arpa", "localhost", "7.10.in-addr.arpa"].iter().all(|name| holds(name)));
         assert!(!["arpa", ".", "example.com", "in-addr.arpa"].iter().any(|name| holds(name)));
+    }
+
+    #[test]
+    fn a_hosts_file_comes_first() {
+        let text = "10.0.0.1 nas.home.arpa\n10.0.0.2 nas.home.arpa\n2001:db8::1 localhost\n";
+        let special = Special::new(Vec::new()).with_hosts(Arc::new(Hosts::parse(text).0));
+        let a = ask(&special, "NAS.home.arpa", rtype::A).unwrap();
+        assert_eq!(
+            a.answers.iter().map(|record| record.data.to_string()).collect::<Vec<_>>(),
+            ["10.0.0.1", "10.0.0.2"]
+        );
+        assert_eq!(a.answers[0].ttl, HOSTS_TTL_SECS);
+        for qtype in [rtype::AAAA, rtype::MX] {
+            let none = ask(&special, "nas.home.arpa", qtype).unwrap();
+            assert_eq!((none.metadata.response_code, none.answers.len()), (ResponseCode::NoError, 0));
+            assert_eq!(none.authorities[0].record_type(), RecordType::SOA);
+        }
+        let ptr = ask(&special, "2.0.0.10.in-addr.arpa", rtype::PTR).unwrap();
+        assert_eq!(ptr.answers[0].data.to_string(), "nas.home.arpa.");
+        let other = ask(&special, "3.0.0.10.in-addr.arpa", rtype::PTR).unwrap();
+        assert_eq!(other.metadata.response_code, ResponseCode::NXDomain);
+        assert!(ask(&special, "example.com", rtype::A).is_none());
     }
 
     #[test]

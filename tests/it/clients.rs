@@ -307,3 +307,30 @@ async fn special_names_are_let_out_one_by_one() {
     assert!(greenlane.ask("nas.home.arpa", RecordType::A).await.answers.is_empty());
     assert!(!greenlane.ask("nas.local", RecordType::A).await.answers.is_empty());
 }
+
+/// What stands in a hosts file is answered at home and never learned, even if a list covers the name; a reload reads it anew.
+#[tokio::test]
+async fn a_hosts_file_is_answered_at_home() {
+    let upstream = plain().await;
+    let greenlane = Setup::new(upstream.addr)
+        .with("catalogue", "watch = false")
+        .with("forward", "hosts = \"hosts\"")
+        .file("hosts", "192.0.2.77 nas.listed.example nas\nnonsense here\n")
+        .start()
+        .await;
+    let reply = greenlane.ask("NAS.listed.example", RecordType::A).await;
+    assert_eq!(crate::harness::addresses(&reply), ["192.0.2.77"]);
+    let none = greenlane.ask("nas.listed.example", RecordType::HTTPS).await;
+    assert_eq!((none.metadata.response_code, none.answers.len()), (ResponseCode::NoError, 0));
+    let ptr = greenlane.ask("77.2.0.192.in-addr.arpa", RecordType::PTR).await;
+    assert_eq!(ptr.answers[0].data.to_string(), "nas.listed.example.");
+    assert_eq!(upstream.count(), 0);
+    assert_eq!(greenlane.prefixes("").await, [""; 0]);
+    assert!(greenlane.log().contains("hosts:2: `nonsense` is no address; skipped"), "{}", greenlane.log());
+    std::fs::write(greenlane.path("hosts"), "192.0.2.78 other.example\n").unwrap();
+    greenlane.signal("HUP");
+    greenlane.until_metric("greenlane_catalogue_reloads_total{result=\"done\"}", |count| count >= 1.0).await;
+    let reply = greenlane.ask("nas.listed.example", RecordType::A).await;
+    assert_eq!(crate::harness::addresses(&reply), ["192.0.2.1"], "an upstream's again");
+    assert_eq!(crate::harness::addresses(&greenlane.ask("other.example", RecordType::A).await), ["192.0.2.78"]);
+}

@@ -111,14 +111,14 @@ async fn every_mistake_of_a_configuration_is_told_in_one_run() {
 
 #[tokio::test]
 async fn a_wrong_upstream_says_what_would_be_right() {
-    let upstreams = "upstreams = [\n\"dns.quad9.net\",\n\"https://9.9.9.9/dns-query\",\n\"tls://9.9.9.9:99999\"\n]";
+    let upstreams = "upstreams = [\n\"dns.quad9.net\",\n\"h3://9.9.9.9/dns-query\",\n\"tls://9.9.9.9:99999\"\n]";
     serve(&Setup::new(nobody()).only("forward", upstreams)).await.refused(
         2,
         &[
             "config.toml:5:1: forward.upstreams: \"dns.quad9.net\" names a host, write an address such as \
              udp://192.0.2.53 or udp://[2001:db8::53]:53",
-            "config.toml:6:1: forward.upstreams: \"https://9.9.9.9/dns-query\" is not built yet, expected udp://, \
-             tcp:// or tls:// with an address, such as tls://9.9.9.9#dns.quad9.net",
+            "config.toml:6:1: forward.upstreams: \"h3://9.9.9.9/dns-query\" is not built yet, expected udp://, \
+             tcp://, tls://, https:// or quic:// with an address, such as tls://9.9.9.9#dns.quad9.net",
             "config.toml:7:1: forward.upstreams: port of \"tls://9.9.9.9:99999\": expected 1 to 65535, found \"99999\"",
         ],
     );
