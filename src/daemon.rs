@@ -26,14 +26,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cache::Cache;
-use crate::catalogue::{self, Catalogue};
+use crate::catalogue::Catalogue;
 use crate::clock::Clock;
 use crate::cluster::{self, Cluster};
 use crate::config::{Config, Env};
 use crate::export::file;
 use crate::forward::{self, Forward};
 use crate::learn::{self, Confirm, Learner, Listing};
-use crate::listen::cookie::{SecretError, Secrets};
 use crate::listen::plain::{Beats, Plain};
 use crate::listen::streams::{Door, Streams};
 use crate::listen::tls::PairError;
@@ -53,6 +52,7 @@ use crate::wire::Rules;
 mod files;
 mod given;
 mod handed;
+mod inputs;
 mod saved;
 mod secure;
 mod sinks;
@@ -62,9 +62,11 @@ mod watch;
 pub use files::files;
 pub use given::{AgentAway, Given, Patience, Sockets, firewall_rules};
 pub use handed::HandedError;
+pub use inputs::{HostsError, InputError};
 pub use secure::SecureError;
 
 use given::web_error;
+use inputs::Inputs;
 use secure::Certified;
 use sinks::{Keeper, Sinks};
 
@@ -90,9 +92,9 @@ pub struct Stopped(pub &'static str);
 /// Why nothing was started.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The lists have mistakes.
+    /// The lists, or another file that the configuration names.
     #[error("{0}")]
-    Catalogue(Problems),
+    Input(#[from] InputError),
     /// A DNS socket.
     #[error("{0}")]
     Listen(#[from] BindError),
@@ -116,21 +118,6 @@ pub enum StartError {
     /// The upstreams.
     #[error("{0}")]
     Forward(#[from] forward::OptionsError),
-    /// A file to export to.
-    #[error("export.file: {0}")]
-    Export(#[from] file::CheckError),
-    /// A token of the web listener.
-    #[error("{0}")]
-    Token(#[from] web::TokenError),
-    /// The secrets of cookies.
-    #[error("{0}")]
-    Cookie(#[from] SecretError),
-    /// The hosts file.
-    #[error("{0}")]
-    Hosts(#[from] HostsError),
-    /// The file of names to ask ahead.
-    #[error("{0}")]
-    WarmNames(Problems),
     /// The store.
     #[error("store.path: {0}")]
     Store(#[from] StoreError),
@@ -145,20 +132,12 @@ pub enum StartError {
 impl StartError {
     /// Returns whether the configuration or the lists must change, rather than the host.
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
-            Self::Catalogue(_)
-                | Self::Handed(_)
-                | Self::NoAddress
-                | Self::Secure(SecureError::Pair(_))
-                | Self::Forward(_)
-                | Self::Export(file::CheckError::NoFile(_))
-                | Self::Token(_)
-                | Self::Cookie(_)
-                | Self::Hosts(_)
-                | Self::WarmNames(_)
-                | Self::Cluster(_)
-        )
+        match self {
+            Self::Input(error) => error.is_configuration(),
+            Self::Handed(_) | Self::NoAddress | Self::Forward(_) | Self::Cluster(_) => true,
+            Self::Secure(error) => matches!(error, SecureError::Pair(_)),
+            Self::Listen(_) | Self::Web { .. } | Self::Store(_) | Self::Threads(_) => false,
+        }
     }
 }
 
@@ -183,33 +162,15 @@ pub enum ReloadError {
     /// The configuration has mistakes.
     #[error("{0}")]
     Config(Problems),
-    /// The lists have mistakes.
+    /// The lists, or another file that the configuration names.
     #[error("{0}")]
-    Catalogue(Problems),
-    /// The lists hold nothing, and held something before.
-    #[error("{0}: no trigger is left, while {1} are in force; remove `catalogue.path` entries one by one, or restart")]
-    Emptied(String, usize),
+    Input(#[from] InputError),
     /// The certificate.
     #[error("{0}")]
     Pair(#[from] PairError),
     /// The upstreams.
     #[error("{0}")]
     Forward(#[from] forward::OptionsError),
-    /// A file to export to.
-    #[error("export.file: {0}")]
-    Export(#[from] file::CheckError),
-    /// A token of the web listener.
-    #[error("{0}")]
-    Token(#[from] web::TokenError),
-    /// The secrets of cookies.
-    #[error("{0}")]
-    Cookie(#[from] SecretError),
-    /// The hosts file.
-    #[error("{0}")]
-    Hosts(#[from] HostsError),
-    /// The file of names to ask ahead.
-    #[error("{0}")]
-    WarmNames(Problems),
 }
 
 /// What is in force.
@@ -274,11 +235,8 @@ impl Daemon {
         let Given { sockets, passed, agent } = given;
         let clock = Clock::system();
         let registry = Registry::new();
-        let loaded = catalogue::load(&config.catalogue, today()).map_err(StartError::Catalogue)?;
-        config.export_files.iter().try_for_each(file::check)?;
-        let tokens = read_tokens(&config)?;
-        let secrets = read_secrets(&config)?;
-        let hosts = read_hosts(&config)?;
+        let Inputs { catalogue, warnings, wanted, secrets, hosts } = Inputs::read(&config, 0)?;
+        let tokens = inputs::read_tokens(&config)?;
         let Sockets { dns, web, secure } =
             sockets.map_or_else(|| Sockets::take(passed, &config, Patience::None), Ok)?;
         let bound = dns.into_iter().map(listen::read).collect::<Result<Vec<_>, _>>()?;
@@ -287,9 +245,7 @@ impl Daemon {
         let certified = Certified::new(&secure);
         let forward = Arc::new(Forward::new(config.forward.clone(), clamps(&config), clock.clone(), &registry)?);
 
-        tell_warnings(&loaded.warnings);
-        let catalogue = Arc::new(loaded.catalogue);
-        let wanted = wanted(&config, &catalogue).map_err(StartError::WarmNames)?;
+        tell_warnings(&warnings);
         let generation = 1;
         let listening = bound.iter().map(|sockets| sockets.addr).chain(secure.places.iter().map(|place| place.1));
         let options = learn_options(&config, listening);
@@ -417,7 +373,7 @@ impl Daemon {
 
     /// Puts a configuration, its lists and its tokens in force, as the operator asked. A change of the lists alone leaves the tokens.
     async fn apply_with_tokens(&self, config: Config, loaded: &mut Loaded) -> Result<u64, ReloadError> {
-        let tokens = read_tokens(&config)?;
+        let tokens = inputs::read_tokens(&config)?;
         let generation = self.apply(config, loaded, Confirm::Explicit).await?;
         self.tokens.store(Arc::new(tokens));
         Ok(generation)
@@ -447,28 +403,18 @@ impl Daemon {
 
     /// Puts a configuration and its lists in force: everything is built before anything is swapped.
     async fn apply(&self, config: Config, loaded: &mut Loaded, confirm: Confirm) -> Result<u64, ReloadError> {
-        let read = catalogue::load(&config.catalogue, today()).map_err(ReloadError::Catalogue)?;
         let in_force = self.catalogue().trigger_count();
-        if read.catalogue.is_empty() && in_force > 0 {
-            return Err(ReloadError::Emptied(config.catalogue.path.display().to_string(), in_force));
-        }
-        config.export_files.iter().try_for_each(file::check)?;
+        let Inputs { catalogue, warnings, wanted, secrets, hosts } = Inputs::read(&config, in_force)?;
         let upstreams_change = config.forward != loaded.config.forward || clamps(&config) != clamps(&loaded.config);
         let forward = if upstreams_change {
             Arc::new(self.pipeline.current().forward().renewed(config.forward.clone(), clamps(&config))?)
         } else {
             Arc::clone(self.pipeline.current().forward())
         };
-
-        let catalogue = Arc::new(read.catalogue);
-        let wanted = wanted(&config, &catalogue).map_err(ReloadError::WarmNames)?;
-        let secrets = read_secrets(&config)?;
-        let hosts = read_hosts(&config)?;
-
         let pair = self.certified.renewed(config.listen.tls.as_ref())?;
 
         // From here on nothing fails.
-        tell_warnings(&read.warnings);
+        tell_warnings(&warnings);
         let generation = loaded.generation + 1;
         self.access.replace(config.listen.clients.clone(), secrets);
         self.certified.put(pair, config.listen.tls.as_ref());
@@ -701,41 +647,6 @@ pub fn today() -> jiff::civil::Date {
     let millis = i64::try_from(Clock::system().now().as_millis()).unwrap_or(i64::MAX);
     let now = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     jiff::tz::Offset::UTC.to_datetime(now).date()
-}
-
-/// What is asked ahead under a configuration and its lists.
-fn wanted(config: &Config, catalogue: &Arc<Catalogue>) -> Result<Arc<Wanted>, Problems> {
-    Ok(Arc::new(Wanted::new(&config.warm, config.places.warm_names.as_ref(), catalogue)?))
-}
-
-/// A hosts file that cannot be read.
-#[derive(Debug, Error)]
-#[error("forward.hosts: {}: cannot be read: {source}", .path.display())]
-pub struct HostsError {
-    path: PathBuf,
-    source: std::io::Error,
-}
-
-/// Reads the hosts file, and says what of it was skipped.
-fn read_hosts(config: &Config) -> Result<Arc<Hosts>, HostsError> {
-    let Some(path) = &config.hosts else { return Ok(Arc::default()) };
-    let (hosts, skipped) = Hosts::load(path).map_err(|source| HostsError { path: path.clone(), source })?;
-    skipped.iter().for_each(|line| tracing::warn!("forward.hosts: {line}; skipped"));
-    Ok(Arc::new(hosts))
-}
-
-/// Reads the secrets of cookies, if clients get any.
-fn read_secrets(config: &Config) -> Result<Option<Secrets>, SecretError> {
-    config.listen.clients.cookie_secret_file.as_deref().map(Secrets::load).transpose()
-}
-
-/// Reads the tokens and says which of their files others can read.
-fn read_tokens(config: &Config) -> Result<web::Tokens, web::TokenError> {
-    let (tokens, warnings) = web::Tokens::load(&config.web)?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    Ok(tokens)
 }
 
 fn current(
