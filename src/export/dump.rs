@@ -112,16 +112,9 @@ pub fn write_kept(kept: &Kept, out: &mut Vec<u8>) {
 
 /// Returns a sighting of the set as a store keeps it. One that has left meanwhile ends as it was told.
 pub fn kept(sighting: &Sighting) -> Kept {
-    let times = sighting.times();
-    Kept {
-        addr: sighting.addr(),
-        name: sighting.name().clone(),
-        first_seen: sighting.first_seen(),
-        last_seen: times.last_seen,
-        told_until: times.told_until,
-        end: times.end.max(times.told_until),
-        granted: times.granted.max(times.end).max(times.told_until),
-    }
+    let kept = Kept::of(sighting);
+    let end = kept.end.max(kept.told_until);
+    Kept { end, granted: kept.granted.max(end), ..kept }
 }
 
 /// Reads a line.

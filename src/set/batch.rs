@@ -114,16 +114,8 @@ fn held(host: &Host) -> Timestamp {
 }
 
 fn kept(sighting: &Sighting, grant: Timestamp) -> Kept {
-    let times = sighting.times();
-    Kept {
-        addr: sighting.addr(),
-        name: sighting.name().clone(),
-        first_seen: sighting.first_seen(),
-        last_seen: times.last_seen,
-        told_until: times.told_until,
-        end: times.end,
-        granted: grant.max(times.granted).max(times.end),
-    }
+    let kept = Kept::of(sighting);
+    Kept { granted: grant.max(kept.granted), ..kept }
 }
 
 #[cfg(test)]

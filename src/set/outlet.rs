@@ -26,6 +26,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, oneshot};
 
+use super::Sighting;
 use super::serial::Session;
 use super::snapshot::StaticEntry;
 use crate::clock::Timestamp;
@@ -121,6 +122,22 @@ pub struct Kept {
     pub end: Timestamp,
     /// Until when it may be extended without another word; never before `end`.
     pub granted: Timestamp,
+}
+
+impl Kept {
+    /// Returns a sighting of the set as it would be kept now.
+    pub fn of(sighting: &Sighting) -> Self {
+        let times = sighting.times();
+        Self {
+            addr: sighting.addr(),
+            name: sighting.name().clone(),
+            first_seen: sighting.first_seen(),
+            last_seen: times.last_seen,
+            told_until: times.told_until,
+            end: times.end,
+            granted: times.granted.max(times.end),
+        }
+    }
 }
 
 /// What a store kept of a set, as the next process begins with it. It is believed no more than an answer.
