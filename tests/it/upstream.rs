@@ -371,24 +371,30 @@ impl Upstream {
 
     /// Listens on UDP, TCP and TLS, with a certificate for `names` (host names or addresses).
     pub async fn start_tls(names: &[&str], script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
-        let mut upstream = Self::start(script).await;
-        let (certificate, config) = credentials(names, &[]);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        upstream.tls_addr = Some(listener.local_addr().unwrap());
-        upstream.certificate = Some(certificate);
-        upstream.tasks.spawn(serve_tls(listener, TlsAcceptor::from(Arc::new(config)), upstream.state.clone()));
+        let (mut upstream, listener, acceptor) = Self::start_with_certificate(names, &[], script).await;
+        upstream.tasks.spawn(serve_tls(listener, acceptor, upstream.state.clone()));
         upstream
     }
 
     /// Listens on HTTPS (HTTP/2) at [`Self::tls_addr`], with a certificate for `names`; UDP and TCP are heard, too.
     pub async fn start_https(names: &[&str], script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+        let (mut upstream, listener, acceptor) = Self::start_with_certificate(names, &[b"h2"], script).await;
+        upstream.tasks.spawn(serve_https(listener, acceptor, upstream.state.clone()));
+        upstream
+    }
+
+    /// Listens on UDP and TCP, and binds what is to be served at [`Self::tls_addr`].
+    async fn start_with_certificate(
+        names: &[&str],
+        protocols: &[&[u8]],
+        script: impl Fn(&Asked) -> Act + Send + Sync + 'static,
+    ) -> (Self, TcpListener, TlsAcceptor) {
         let mut upstream = Self::start(script).await;
-        let (certificate, config) = credentials(names, &[b"h2"]);
+        let (certificate, config) = credentials(names, protocols);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         upstream.tls_addr = Some(listener.local_addr().unwrap());
         upstream.certificate = Some(certificate);
-        upstream.tasks.spawn(serve_https(listener, TlsAcceptor::from(Arc::new(config)), upstream.state.clone()));
-        upstream
+        (upstream, listener, TlsAcceptor::from(Arc::new(config)))
     }
 
     /// Listens on QUIC at [`Self::tls_addr`], with a certificate for `names`; UDP and TCP are heard, too.

@@ -14,10 +14,7 @@ async fn engine_that_dies_is_missed_by_nobody_and_caught_up_with() {
         return;
     }
     let (upstream, mut engine) = (numbering().await, Engine::start_durable().await);
-    let mut a = setup(&upstream, &engine).start().await;
-    let b = setup(&upstream, &engine).start().await;
-    until_joined(&a).await;
-    until_joined(&b).await;
+    let (mut a, b) = two_joined(&upstream, &engine).await;
     learn(&a, 1, 0..10).await;
     until_one(&[&a, &b], |page| host_count(page) == 10).await;
     for (round, keeps) in [(2, true), (3, false)] {
@@ -146,10 +143,7 @@ async fn followers_move_between_resolvers_without_a_withdrawal() {
         return;
     }
     let (upstream, engine) = (numbering().await, Engine::start().await);
-    let mut a = setup(&upstream, &engine).start().await;
-    let b = setup(&upstream, &engine).start().await;
-    until_joined(&a).await;
-    until_joined(&b).await;
+    let (mut a, b) = two_joined(&upstream, &engine).await;
     learn(&a, 1, 0..10).await;
     until_one(&[&a, &b], |page| host_count(page) == 10).await;
     let urls = [&a, &b].map(|one| format!("http://{}", one.web));

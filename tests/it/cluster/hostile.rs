@@ -151,10 +151,7 @@ async fn a_forged_removal_takes_nothing_that_somebody_was_told() {
         return;
     }
     let (upstream, engine) = (numbering().await, Engine::start().await);
-    let a = setup(&upstream, &engine).start().await;
-    let b = setup(&upstream, &engine).start().await;
-    until_joined(&a).await;
-    until_joined(&b).await;
+    let (a, b) = two_joined(&upstream, &engine).await;
     learn(&a, 1, [1]).await;
     until_one(&[&a, &b], |page| host_count(page) == 1).await;
     let before = ends(&a, "198.18.1.1").await[0];

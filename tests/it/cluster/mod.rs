@@ -75,6 +75,15 @@ async fn ends(client: &Client, addr: &str) -> Vec<u64> {
     json["sightings"].as_array().unwrap().iter().map(|one| one["end"].as_u64().unwrap()).collect()
 }
 
+/// Starts two resolvers of one engine, and waits until both have joined it.
+async fn two_joined(upstream: &Upstream, engine: &Engine) -> (Greenlane, Greenlane) {
+    let a = setup(upstream, engine).start().await;
+    let b = setup(upstream, engine).start().await;
+    until_joined(&a).await;
+    until_joined(&b).await;
+    (a, b)
+}
+
 async fn until_joined(greenlane: &Greenlane) {
     greenlane.until_metric("greenlane_cluster_up", |up| up == 1.0).await;
 }
@@ -85,10 +94,7 @@ async fn what_one_learns_the_other_serves_until_the_same_end() {
         return;
     }
     let (upstream, engine) = (numbering().await, Engine::start().await);
-    let a = setup(&upstream, &engine).start().await;
-    let b = setup(&upstream, &engine).start().await;
-    until_joined(&a).await;
-    until_joined(&b).await;
+    let (a, b) = two_joined(&upstream, &engine).await;
     learn(&a, 1, 1..=20).await;
     learn(&b, 2, 1..=20).await;
     let page = until_one(&[&a, &b], |page| host_count(page) == 40).await;
